@@ -1,0 +1,232 @@
+"""The model's configuration: frozen dataclasses, presets, and their way to and from JSON.
+
+A checkpoint folder's ``config.json`` holds one :class:`ModelConfig`; nothing else is needed to build the model.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+CONFIG_VERSION = 1
+"""Raised when an older reader would misread a newer ``config.json``."""
+
+Normalisation = Literal["whisper", "global", "causal"]
+MixerKind = Literal["mamba", "mamba2"]
+Subsampling = Literal["conv4x", "whisper"]
+Search = Literal["ctc", "autoregressive"]
+
+
+def _check_choice(name: str, value: str, choices: object) -> None:
+    options = get_args(choices)
+    if value not in options:
+        raise ValueError(f"{name} ({value!r}) must be one of {', '.join(map(repr, options))}")
+
+
+def _check_positive(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value <= 0:
+            raise ValueError(f"{name} ({value}) must be positive")
+
+
+def _check_probability(owner: object, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} ({value}) must be in [0, 1)")
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """Log-mel features."""
+
+    sample_rate: int = 16_000
+    """Samples a second of the waveform."""
+    n_fft: int = 400
+    """Length of the Fourier transform, in samples."""
+    win_length: int = 400
+    """Length of the Hann window, in samples (25 ms)."""
+    hop_length: int = 160
+    """Samples between two frames (10 ms)."""
+    n_mels: int = 80
+    """Mel bands."""
+    normalisation: Normalisation = "causal"
+    """whisper: floor 8 below the utterance's own maximum; global: mean and variance of the training data; causal: a
+    fixed floor, so that no frame depends on a later one."""
+    log_floor: float = -7.0
+    """Smallest log10 mel power kept by the causal normalisation."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "sample_rate", "n_fft", "win_length", "hop_length", "n_mels")
+        _check_choice("normalisation", self.normalisation, Normalisation)
+        if self.win_length > self.n_fft:
+            raise ValueError(f"win_length ({self.win_length}) must not exceed n_fft ({self.n_fft})")
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """The state-space layer inside a block."""
+
+    kind: MixerKind = "mamba2"
+    """mamba: selective scan with a full diagonal A; mamba2: one A a head, computed as chunked matrix products (SSD)."""
+    d_state: int = 64
+    """State size: per channel (mamba) or per head channel (mamba2)."""
+    d_conv: int = 4
+    """Width of the depthwise causal convolution, in frames."""
+    expand: int = 2
+    """d_inner = expand * d_model."""
+    head_dim: int = 64
+    """mamba2: channels of one head; must divide d_inner."""
+    dt_rank: int = 0
+    """mamba: rank of the step size's projection; 0 means ceil(d_model / 16)."""
+    chunk_size: int = 64
+    """mamba2: frames of one chunk of the SSD algorithm. Changes speed, never values."""
+
+    def __post_init__(self) -> None:
+        _check_choice("kind", self.kind, MixerKind)
+        _check_positive(self, "d_state", "d_conv", "expand", "head_dim", "chunk_size")
+        if self.d_conv < 2:
+            raise ValueError(f"d_conv ({self.d_conv}) must be at least 2")
+        if self.dt_rank < 0:
+            raise ValueError(f"dt_rank ({self.dt_rank}) must be 0 (automatic) or positive")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Convolutional subsampling and a stack of bidirectional blocks."""
+
+    n_layers: int = 8
+    """Bidirectional blocks."""
+    subsampling: Subsampling = "conv4x"
+    """conv4x: two strided Conv2d, 40 ms a state; whisper: Whisper's two Conv1d, 20 ms a state."""
+    subsampling_channels: int = 32
+    """conv4x: channels of its convolutions."""
+    d_ff: int = 640
+    """Width of the feed-forward after each mixer; 0 leaves it out."""
+    dropout: float = 0.1
+    """Dropout on each residual branch."""
+    drop_path: float = 0.0
+    """Probability of skipping the last block's branches for an utterance; falls linearly to 0 at the first block."""
+    mixer: MixerConfig = field(default_factory=MixerConfig)
+    """The mixer, once for each direction."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "n_layers", "subsampling_channels")
+        _check_choice("subsampling", self.subsampling, Subsampling)
+        _check_probability(self, "dropout", "drop_path")
+        if self.d_ff < 0:
+            raise ValueError(f"d_ff ({self.d_ff}) must be 0 (none) or positive")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """A stack of causal blocks, each with a Mamba-cross-connection to the encoder."""
+
+    n_layers: int = 2
+    """Causal blocks."""
+    d_ff: int = 640
+    """Width of the feed-forward that ends each block; 0 leaves it out."""
+    dropout: float = 0.1
+    """Dropout on the embeddings and on each residual branch."""
+    mixer: MixerConfig = field(default_factory=MixerConfig)
+    """The mixer over the text, and the one of the cross-connection."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "n_layers")
+        _check_probability(self, "dropout")
+        if self.d_ff < 0:
+            raise ValueError(f"d_ff ({self.d_ff}) must be 0 (none) or positive")
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How a checkpoint turns states into tokens when the caller does not say."""
+
+    search: Search = "ctc"
+    """ctc: best path of the CTC head; autoregressive: the decoder, one token after the other."""
+    max_tokens_per_second: float = 12.0
+    """No search emits more, so that no input can make it loop."""
+
+    def __post_init__(self) -> None:
+        _check_choice("search", self.search, Search)
+        _check_positive(self, "max_tokens_per_second")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole recogniser. The defaults are the preset ``tiny``."""
+
+    vocab_size: int = 512
+    """SentencePiece pieces, the four special ones (blank 0, unknown 1, begin 2, end 3) included."""
+    d_model: int = 160
+    """Width of every residual stream."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    """The log-mel frontend."""
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    """Speech to states."""
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    """States and text so far to the next token."""
+    search: SearchConfig = field(default_factory=SearchConfig)
+    """Default search."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "d_model")
+        if self.vocab_size < 5:
+            raise ValueError(f"vocab_size ({self.vocab_size}) must be at least 5: four special ids and one piece")
+        for part, mixer in (("encoder", self.encoder.mixer), ("decoder", self.decoder.mixer)):
+            d_inner = mixer.expand * self.d_model
+            if mixer.kind == "mamba2" and d_inner % mixer.head_dim:
+                raise ValueError(
+                    f"{part}.mixer.head_dim ({mixer.head_dim}) must divide expand * d_model ({d_inner})"
+                )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts and numbers, for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """Build a config from :meth:`to_dict`'s output.
+
+        Raises ValueError for an unknown key, a value of the wrong type, or one that a check rejects.
+        """
+        return _from_dict(cls, values, "model")
+
+
+def _from_dict(cls: Any, values: Any, where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} ({values!r}) must be an object with the fields of {cls.__name__}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{where}.{key} is unknown; {cls.__name__} has {', '.join(fields)}")
+    arguments = {}
+    for name, value in values.items():
+        kind: Any = fields[name].type
+        if dataclasses.is_dataclass(kind):
+            value = _from_dict(kind, value, f"{where}.{name}")
+        else:
+            expected = {int: int, float: (int, float)}.get(kind, str)
+            if isinstance(value, bool) or not isinstance(value, expected):
+                raise ValueError(f"{where}.{name} ({value!r}) must be of type {getattr(kind, '__name__', 'str')}")
+        arguments[name] = value
+    return cls(**arguments)
+
+
+def _preset(vocab_size: int, d_model: int, encoder_layers: int, decoder_layers: int, d_ff: int) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        encoder=EncoderConfig(n_layers=encoder_layers, d_ff=d_ff),
+        decoder=DecoderConfig(n_layers=decoder_layers, d_ff=d_ff),
+    )
+
+
+PRESETS: Mapping[str, ModelConfig] = {
+    "tiny": ModelConfig(),
+    "small": _preset(1000, 256, encoder_layers=8, decoder_layers=2, d_ff=1024),
+    "base": _preset(1000, 384, encoder_layers=9, decoder_layers=2, d_ff=1536),
+    "large": _preset(5000, 512, encoder_layers=17, decoder_layers=4, d_ff=2048),
+}
+"""About 6, 15, 35 and 120 M parameters."""

@@ -1,0 +1,1 @@
+"""Encoder, decoder, the whole recogniser, and its checkpoint folder."""

@@ -1,0 +1,1 @@
+"""SentencePiece tokenizer and the normalisation of training text."""
