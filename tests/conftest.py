@@ -1,0 +1,29 @@
+"""Fixtures that every test file may use."""
+
+import csv
+from pathlib import Path
+
+import pytest
+import torch
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Start every test from the same state of torch's global generator."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def clips() -> list[tuple[Path, str]]:
+    """Real recordings with their words, as their corpora write them; five of LibriSpeech come first."""
+    with open(DATA / "transcripts.tsv", encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return [(DATA / row["file"], row["text"]) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def quilter() -> Path:
+    """The recording that ships as the README's example: "mister quilter is the apostle ..."."""
+    return DATA / "librispeech-1272-128104-0000.mp3"
