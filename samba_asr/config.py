@@ -177,9 +177,7 @@ class ModelConfig:
         for part, mixer in (("encoder", self.encoder.mixer), ("decoder", self.decoder.mixer)):
             d_inner = mixer.expand * self.d_model
             if mixer.kind == "mamba2" and d_inner % mixer.head_dim:
-                raise ValueError(
-                    f"{part}.mixer.head_dim ({mixer.head_dim}) must divide expand * d_model ({d_inner})"
-                )
+                raise ValueError(f"{part}.mixer.head_dim ({mixer.head_dim}) must divide expand * d_model ({d_inner})")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and numbers, for JSON."""
@@ -191,7 +189,8 @@ class ModelConfig:
 
         Raises ValueError for an unknown key, a value of the wrong type, or one that a check rejects.
         """
-        return _from_dict(cls, values, "model")
+        config: ModelConfig = _from_dict(cls, values, "model")
+        return config
 
 
 def _from_dict(cls: Any, values: Any, where: str) -> Any:
@@ -207,7 +206,7 @@ def _from_dict(cls: Any, values: Any, where: str) -> Any:
         if dataclasses.is_dataclass(kind):
             value = _from_dict(kind, value, f"{where}.{name}")
         else:
-            expected = {int: int, float: (int, float)}.get(kind, str)
+            expected: Any = {int: int, float: (int, float)}.get(kind, str)
             if isinstance(value, bool) or not isinstance(value, expected):
                 raise ValueError(f"{where}.{name} ({value!r}) must be of type {getattr(kind, '__name__', 'str')}")
         arguments[name] = value

@@ -1,0 +1,207 @@
+"""Mamba and Mamba-2 mixers: a projection, a short convolution, a scan, a gate, a projection.
+
+Parameters keep mamba_ssm's names and shapes, so that weights interchange. Both mixers have the same two methods:
+``forward`` over whole sequences and ``step`` for one frame, state in and state out.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samba_asr.config import MixerConfig
+from samba_asr.ssm.conv import causal_conv1d, causal_conv1d_step
+from samba_asr.ssm.padding import mask_padding
+from samba_asr.ssm.scan import selective_scan, selective_scan_step
+from samba_asr.ssm.ssd import ssd_scan, ssd_step
+
+DELTA_RANGE = (1e-3, 1e-1)
+"""Step sizes at initialisation, log-uniform (Mamba paper, section 3.6)."""
+
+
+class MixerState(NamedTuple):
+    """What a mixer remembers of the frames so far."""
+
+    conv: Tensor
+    """(batch, d_conv - 1, channels)"""
+    ssm: Tensor
+    """mamba: (batch, d_inner, d_state); mamba2: (batch, heads, head_dim, d_state); float32."""
+
+    def reorder(self, indices: Tensor) -> "MixerState":
+        """Pick sequences, (new batch,) int64: for beams."""
+        return MixerState(self.conv[indices], self.ssm[indices])
+
+
+def _initial_delta_bias(size: int) -> Tensor:
+    low, high = (math.log(limit) for limit in DELTA_RANGE)
+    delta = torch.exp(torch.rand(size) * (high - low) + low)
+    return delta + torch.log(-torch.expm1(-delta))  # inverse of softplus
+
+
+def _decay_rates(A_log: Tensor) -> Tensor:
+    return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
+
+
+class Mamba(nn.Module):
+    """Mamba mixer (arXiv 2312.00752)."""
+
+    def __init__(self, d_model: int, config: MixerConfig) -> None:
+        super().__init__()
+        self.d_inner = config.expand * d_model
+        self.d_state = config.d_state
+        self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
+        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, config.d_conv, groups=self.d_inner)
+        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False)
+        self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
+        self.A_log = nn.Parameter(torch.log(torch.arange(1.0, self.d_state + 1)).repeat(self.d_inner, 1))
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        with torch.no_grad():
+            nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
+            self.dt_proj.bias.copy_(_initial_delta_bias(self.d_inner))
+
+    def initial_state(self, batch: int) -> MixerState:
+        """Return the state before any frame."""
+        weight = self.in_proj.weight
+        conv = weight.new_zeros(batch, self.conv1d.kernel_size[0] - 1, self.d_inner)
+        ssm = torch.zeros(batch, self.d_inner, self.d_state, device=weight.device, dtype=self.A_log.dtype)
+        return MixerState(conv, ssm)
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, state: MixerState | None = None, reverse: bool = False
+    ) -> tuple[Tensor, MixerState]:
+        """x: (batch, time, d_model); lengths: (batch,) int64. Returns y, shaped like x, 0 on padding, and the state
+        after each sequence's own last frame (its first, if reverse)."""
+        state = state or self.initial_state(len(x))
+        x, z = self.in_proj(mask_padding(x, lengths)).chunk(2, -1)
+        x, conv = causal_conv1d(x, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)
+        delta, B, C = self._selection(x)
+        y, ssm = selective_scan(
+            x,
+            delta,
+            _decay_rates(self.A_log),
+            B,
+            C,
+            self.D,
+            z,
+            self.dt_proj.bias,
+            delta_softplus=True,
+            lengths=lengths,
+            initial_state=state.ssm,
+            return_last_state=True,
+            reverse=reverse,
+        )
+        return self.out_proj(y), MixerState(conv, ssm)
+
+    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """Advance one frame: x (batch, d_model). Returns y (batch, d_model) and the new state."""
+        x, z = self.in_proj(x).chunk(2, -1)
+        x, conv = causal_conv1d_step(x, self.conv1d.weight, self.conv1d.bias, state.conv)
+        delta, B, C = self._selection(x)
+        A = _decay_rates(self.A_log)
+        y, ssm = selective_scan_step(x, delta, A, B, C, state.ssm, self.D, z, self.dt_proj.bias, True)
+        return self.out_proj(y), MixerState(conv, ssm)
+
+    def _selection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        low_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], -1)
+        return F.linear(low_rank, self.dt_proj.weight), B, C
+
+
+class GatedRMSNorm(nn.Module):
+    """RMS norm of x * silu(z), as in Mamba-2."""
+
+    def __init__(self, size: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:
+        """x, z: (..., size)."""
+        return F.rms_norm(x * F.silu(z), self.weight.shape, self.weight, self.eps)
+
+
+class Mamba2(nn.Module):
+    """Mamba-2 mixer (arXiv 2405.21060), one group of B and C."""
+
+    def __init__(self, d_model: int, config: MixerConfig) -> None:
+        super().__init__()
+        self.d_inner = config.expand * d_model
+        self.d_state, self.head_dim, self.chunk_size = config.d_state, config.head_dim, config.chunk_size
+        self.heads = self.d_inner // self.head_dim
+        self.d_conv_channels = self.d_inner + 2 * self.d_state
+        self.in_proj = nn.Linear(d_model, self.d_inner + self.d_conv_channels + self.heads, bias=False)
+        self.conv1d = nn.Conv1d(self.d_conv_channels, self.d_conv_channels, config.d_conv, groups=self.d_conv_channels)
+        self.dt_bias = nn.Parameter(_initial_delta_bias(self.heads))
+        self.A_log = nn.Parameter(torch.log(torch.empty(self.heads).uniform_(1, 16)))
+        self.D = nn.Parameter(torch.ones(self.heads))
+        self.norm = GatedRMSNorm(self.d_inner)
+        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+
+    def initial_state(self, batch: int) -> MixerState:
+        """Return the state before any frame."""
+        weight = self.in_proj.weight
+        conv = weight.new_zeros(batch, self.conv1d.kernel_size[0] - 1, self.d_conv_channels)
+        shape = (batch, self.heads, self.head_dim, self.d_state)
+        return MixerState(conv, torch.zeros(shape, device=weight.device, dtype=self.A_log.dtype))
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, state: MixerState | None = None, reverse: bool = False
+    ) -> tuple[Tensor, MixerState]:
+        """As :meth:`Mamba.forward`."""
+        state = state or self.initial_state(len(x))
+        z, mixed, delta = self._project(mask_padding(x, lengths))
+        mixed, conv = causal_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)
+        x, B, C = mixed.split([self.d_inner, self.d_state, self.d_state], -1)
+        y, ssm = ssd_scan(
+            x.unflatten(-1, (self.heads, self.head_dim)),
+            delta,
+            _decay_rates(self.A_log),
+            B,
+            C,
+            self.D,
+            self.dt_bias,
+            delta_softplus=True,
+            lengths=lengths,
+            initial_state=state.ssm,
+            return_last_state=True,
+            reverse=reverse,
+            chunk_size=self.chunk_size,
+        )
+        return self.out_proj(self.norm(y.flatten(-2), z)), MixerState(conv, ssm)
+
+    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """As :meth:`Mamba.step`."""
+        z, mixed, delta = self._project(x)
+        mixed, conv = causal_conv1d_step(mixed, self.conv1d.weight, self.conv1d.bias, state.conv)
+        x, B, C = mixed.split([self.d_inner, self.d_state, self.d_state], -1)
+        x, A = x.unflatten(-1, (self.heads, self.head_dim)), _decay_rates(self.A_log)
+        y, ssm = ssd_step(x, delta, A, B, C, state.ssm, self.D, self.dt_bias, delta_softplus=True)
+        return self.out_proj(self.norm(y.flatten(-2), z)), MixerState(conv, ssm)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, mixed, delta = self.in_proj(x).split([self.d_inner, self.d_conv_channels, self.heads], -1)
+        return z, mixed, delta
+
+
+Mixer = Mamba | Mamba2
+
+
+def build_mixer(d_model: int, config: MixerConfig) -> Mixer:
+    """Return the mixer that config.kind names."""
+    return Mamba(d_model, config) if config.kind == "mamba" else Mamba2(d_model, config)
+
+
+class BidirectionalMixer(nn.Module):
+    """The sum of a mixer that reads forwards and one that reads backwards, with weights of their own."""
+
+    def __init__(self, d_model: int, config: MixerConfig) -> None:
+        super().__init__()
+        self.forwards = build_mixer(d_model, config)
+        self.backwards = build_mixer(d_model, config)
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x: (batch, time, d_model); lengths: (batch,) int64. Returns y, shaped like x, 0 on padding, and lengths."""
+        return self.forwards(x, lengths)[0] + self.backwards(x, lengths, reverse=True)[0], lengths

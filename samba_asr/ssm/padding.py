@@ -1,0 +1,29 @@
+"""Masks for batches of sequences of different lengths."""
+
+import torch
+from torch import Tensor
+
+
+def valid_mask(lengths: Tensor, time: int) -> Tensor:
+    """Return (batch, time) bool: True on each sequence's own frames. lengths: (batch,) int64."""
+    return torch.arange(time, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def mask_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Set x (batch, time, ...) to 0 past each sequence's length, even where it holds NaN. None: nothing is padding."""
+    if lengths is None:
+        return x
+    mask = ~valid_mask(lengths, x.shape[1])
+    return x.masked_fill(mask.reshape(mask.shape + (1,) * (x.dim() - 2)), 0.0)
+
+
+def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
+    """Raise ValueError unless lengths is None or (batch,) integers."""
+    if lengths is None:
+        return
+    if lengths.shape != (batch,):
+        raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected ({batch},): one length a sequence")
+    if lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"lengths is {lengths.dtype}, expected int64: frame counts, not shares")
+    if lengths.device.type == "cpu" and batch and not 0 <= int(lengths.min()) <= int(lengths.max()) <= time:
+        raise ValueError(f"lengths ({lengths.tolist()}) must lie between 0 and the number of frames, {time}")

@@ -1,0 +1,173 @@
+"""Mamba's selective scan: h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t],  y[t] = C[t] h[t] + D u[t].
+
+Shapes follow the Mamba paper (arXiv 2312.00752, algorithm 2): batch, time, channels. Two backends compute the same
+recurrence: ``reference``, one obvious step after the other, and ``torch``, which spends its time in a few large tensor
+operations a chunk and never indexes a (batch, time, ...) tensor inside a loop.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samba_asr.ssm.padding import check_lengths, mask_padding
+
+Backend = Literal["auto", "reference", "torch"]
+CHUNK = 64
+"""Frames whose (batch, time, channels, state) tensors the torch backend holds at once when no gradient is needed."""
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    lengths: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+    reverse: bool = False,
+    backend: Backend = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the selective scan over a batch of sequences.
+
+    u, delta, z: (batch, time, channels); A: (channels, state), real and negative; B, C: (batch, time, state), or
+    (batch, time, groups, state) where each group serves channels / groups neighbouring channels; D, delta_bias:
+    (channels,); lengths: (batch,) int64; initial_state: (batch, channels, state).
+
+    Frames past a sequence's length change nothing: not values, not the last state, not gradients; their output is 0.
+    ``reverse`` scans each sequence from its own last frame to its first. The recurrence runs in float32 (float64 for
+    float64 input). Returns y (batch, time, channels) in u's type and, if asked, the state (batch, channels, state)
+    after the last frame scanned. Raises ValueError for shapes that do not fit.
+    """
+    _check_shapes(u, delta, A, B, C, lengths, initial_state)
+    if backend not in ("auto", *_BACKENDS):
+        raise ValueError(f"backend ({backend!r}) must be 'auto', {', '.join(map(repr, _BACKENDS))}")
+    batch, _, channels = u.shape
+    d_state, groups = A.shape[1], 1 if B.dim() == 3 else B.shape[2]
+    compute = torch.float64 if u.dtype == torch.float64 else torch.float32
+
+    with torch.autocast(u.device.type, enabled=False):
+        u_, step, A_, B_, C_ = (tensor.to(compute) for tensor in (u, delta, A, B, C))
+        if delta_bias is not None:
+            step = step + delta_bias.to(compute)
+        if delta_softplus:
+            step = F.softplus(step)
+        u_, step, B_, C_ = (mask_padding(tensor, lengths) for tensor in (u_, step, B_, C_))
+        if initial_state is None:
+            initial_state = u_.new_zeros(batch, channels, d_state)
+        grouped = (groups, channels // groups)
+        y, state = _BACKENDS["torch" if backend == "auto" else backend](
+            u_.unflatten(2, grouped),
+            step.unflatten(2, grouped),
+            A_.unflatten(0, grouped),
+            B_.reshape(*B.shape[:2], groups, d_state),
+            C_.reshape(*C.shape[:2], groups, d_state),
+            initial_state.to(compute).unflatten(1, grouped),
+            reverse,
+        )
+        y, state = y.flatten(2), state.flatten(1, 2)
+        if D is not None:
+            y = y + u_ * D.to(compute)
+        if z is not None:
+            y = y * F.silu(mask_padding(z, lengths).to(compute))
+        y = y.to(u.dtype)
+    return (y, state) if return_last_state else y
+
+
+def selective_scan_step(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Advance one frame: u, delta, z (batch, channels); B, C (batch, state) or (batch, groups, state); state (batch,
+    channels, state). Returns y (batch, channels) and the new state; equal to :func:`selective_scan` on one frame."""
+    y, new_state = selective_scan(
+        u.unsqueeze(1),
+        delta.unsqueeze(1),
+        A,
+        B.unsqueeze(1),
+        C.unsqueeze(1),
+        D,
+        None if z is None else z.unsqueeze(1),
+        delta_bias,
+        delta_softplus,
+        initial_state=state,
+        return_last_state=True,
+    )
+    return y.squeeze(1), new_state
+
+
+def _check_shapes(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, lengths: Tensor | None, initial_state: Tensor | None
+) -> None:
+    if u.dim() != 3:
+        raise ValueError(f"u has shape {tuple(u.shape)}, expected (batch, time, channels)")
+    batch, time, channels = u.shape
+    if A.dim() != 2 or A.shape[0] != channels:
+        raise ValueError(f"A has shape {tuple(A.shape)}, expected ({channels}, state)")
+    groups = B.shape[2] if B.dim() == 4 else 1
+    if groups < 1 or channels % groups:
+        raise ValueError(f"B has {groups} groups, which must divide the {channels} channels")
+    d_state = A.shape[1]
+    by_time = (batch, time, d_state) if B.dim() == 3 else (batch, time, groups, d_state)
+    expected = {"delta": (delta, tuple(u.shape)), "B": (B, by_time), "C": (C, by_time)}
+    if initial_state is not None:
+        expected["initial_state"] = (initial_state, (batch, channels, d_state))
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    check_lengths(lengths, batch, time)
+
+
+# The backends take clean inputs, grouped: u, delta (batch, time, groups, channels), A (groups, channels, state),
+# B, C (batch, time, groups, state), state (batch, groups, channels, state); padding has delta = B = C = u = 0, which
+# freezes the state, so a backward scan may simply start at the last frame of the batch.
+
+
+def _reference(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    outputs = [torch.zeros_like(u[:, 0])] * u.shape[1] if u.shape[1] else []
+    frames = range(u.shape[1])
+    for t in reversed(frames) if reverse else frames:
+        decay = torch.exp(delta[:, t].unsqueeze(-1) * A)
+        state = decay * state + (delta[:, t] * u[:, t]).unsqueeze(-1) * B[:, t].unsqueeze(-2)
+        outputs[t] = (state * C[:, t].unsqueeze(-2)).sum(-1)
+    return torch.stack(outputs, 1) if outputs else torch.zeros_like(u), state
+
+
+def _torch(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool
+) -> tuple[Tensor, Tensor]:
+    if not u.shape[1]:
+        return torch.zeros_like(u), state
+    chunks = list(zip(*(tensor.split(CHUNK, 1) for tensor in (u, delta, B, C)), strict=True))
+    outputs = []
+    for u_, delta_, B_, C_ in reversed(chunks) if reverse else chunks:
+        decay = torch.exp(delta_.unsqueeze(-1) * A)  # (batch, chunk, groups, channels, state)
+        drive = (delta_ * u_).unsqueeze(-1) * B_.unsqueeze(-2)
+        frames = list(zip(decay.unbind(1), drive.unbind(1), strict=True))
+        states = []
+        for decay_t, drive_t in reversed(frames) if reverse else frames:
+            state = torch.addcmul(drive_t, decay_t, state)
+            states.append(state)
+        history = torch.stack(states[::-1] if reverse else states, 1)
+        outputs.append((history @ C_.unsqueeze(-1)).squeeze(-1))
+    return torch.cat(outputs[::-1] if reverse else outputs, 1), state
+
+
+_BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"reference": _reference, "torch": _torch}

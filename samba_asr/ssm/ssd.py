@@ -1,0 +1,164 @@
+"""Mamba-2's scan, in which A is one number a head: the state-space dual form (SSD), chunked matrix products.
+
+h[t] = exp(delta[t] A) h[t-1] + delta[t] x[t] B[t]ᵀ,  y[t] = h[t] C[t] + D x[t], from arXiv 2405.21060, section 6.
+Within a chunk the scan is one masked matrix product; between chunks only the states at the borders are passed on.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from samba_asr.ssm.padding import check_lengths, mask_padding
+
+
+def ssd_scan(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+    lengths: Tensor | None = None,
+    initial_state: Tensor | None = None,
+    return_last_state: bool = False,
+    reverse: bool = False,
+    chunk_size: int = 64,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Run the SSD scan over a batch of sequences.
+
+    x: (batch, time, heads, head_dim); delta: (batch, time, heads); A, D, delta_bias: (heads,), A negative; B, C:
+    (batch, time, state), shared by all heads; lengths: (batch,) int64; initial_state: (batch, heads, head_dim, state).
+
+    Padding, ``reverse`` and precision are as in :func:`samba_asr.ssm.scan.selective_scan`. ``chunk_size`` (frames)
+    changes speed, never values. Returns y, shaped like x, and, if asked, the state (batch, heads, head_dim, state)
+    after the last frame scanned. Raises ValueError for shapes that do not fit.
+    """
+    _check_shapes(x, delta, A, B, C, lengths, initial_state, chunk_size)
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    batch, time, heads, head_dim = x.shape
+    with torch.autocast(x.device.type, enabled=False):
+        x_, step, A_, B_, C_ = (tensor.to(compute) for tensor in (x, delta, A, B, C))
+        if delta_bias is not None:
+            step = step + delta_bias.to(compute)
+        if delta_softplus:
+            step = F.softplus(step)
+        x_, step, B_, C_ = (mask_padding(tensor, lengths) for tensor in (x_, step, B_, C_))
+        if initial_state is None:
+            state = x_.new_zeros(batch, B.shape[-1], heads, head_dim)
+        else:
+            state = initial_state.to(compute).permute(0, 3, 1, 2)  # (batch, state, heads, head_dim)
+        y, state = _chunked(x_, step, A_, B_, C_, state, reverse, min(chunk_size, max(time, 1)))
+        if D is not None:
+            y = y + x_ * D.to(compute).unsqueeze(-1)
+        y = y.to(x.dtype)
+    return (y, state.permute(0, 2, 3, 1)) if return_last_state else y
+
+
+def ssd_step(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    state: Tensor,
+    D: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    delta_softplus: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Advance one frame: x (batch, heads, head_dim), delta (batch, heads), B, C (batch, state), state (batch, heads,
+    head_dim, state). Returns y (batch, heads, head_dim) and the new state."""
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    with torch.autocast(x.device.type, enabled=False):
+        x_, step, B_, C_ = (tensor.to(compute) for tensor in (x, delta, B, C))
+        if delta_bias is not None:
+            step = step + delta_bias.to(compute)
+        if delta_softplus:
+            step = F.softplus(step)
+        decay = torch.exp(step * A.to(compute))[..., None, None]
+        drive = (step.unsqueeze(-1) * x_).unsqueeze(-1) * B_[:, None, None]
+        state = decay * state.to(compute) + drive
+        y = (state @ C_[:, None, :, None]).squeeze(-1)
+        if D is not None:
+            y = y + x_ * D.to(compute).unsqueeze(-1)
+    return y.to(x.dtype), state
+
+
+def _check_shapes(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    chunk_size: int,
+) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, time, heads, head_dim)")
+    batch, time, heads, head_dim = x.shape
+    if B.dim() != 3 or tuple(B.shape[:2]) != (batch, time):
+        raise ValueError(f"B has shape {tuple(B.shape)}, expected ({batch}, {time}, state)")
+    expected = {
+        "delta": (delta, (batch, time, heads)),
+        "A": (A, (heads,)),
+        "C": (C, tuple(B.shape)),
+    }
+    if initial_state is not None:
+        expected["initial_state"] = (initial_state, (batch, heads, head_dim, B.shape[2]))
+    for name, (tensor, shape) in expected.items():
+        if tuple(tensor.shape) != shape:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size ({chunk_size}) must be positive")
+    check_lengths(lengths, batch, time)
+
+
+def _chunked(
+    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """x (batch, time, heads, head_dim), state (batch, state, heads, head_dim); padding has delta = 0."""
+    time = x.shape[1]
+    x, delta, B, C = (_split(tensor, chunk) for tensor in (x, delta, B, C))  # (batch, chunks, chunk, ...)
+    # Log decay from a chunk's entry up to and including each frame: a running sum, from the right if reversed.
+    log_decay = (delta * A).cumsum(2)
+    total = log_decay[:, :, -1]  # (batch, chunks, heads)
+    if reverse:
+        log_decay = total.unsqueeze(2) - log_decay + delta * A
+    driven = x * delta.unsqueeze(-1)
+
+    y = _within(driven, log_decay, B, C, reverse)
+    # What each chunk adds to the state at its exit, then the states at the entries, chunk after chunk.
+    leaving = driven * torch.exp(total.unsqueeze(2) - log_decay).unsqueeze(-1)
+    added = (B.transpose(2, 3) @ leaving.flatten(3)).unflatten(3, leaving.shape[3:])  # (batch, chunks, state, ...)
+    passing = torch.exp(total)[:, :, None, :, None]
+    entries = []
+    steps = list(zip(added.unbind(1), passing.unbind(1), strict=True))
+    for added_c, passing_c in reversed(steps) if reverse else steps:
+        entries.append(state)
+        state = added_c + passing_c * state
+    if entries:
+        entry = torch.stack(entries[::-1] if reverse else entries, 1)
+        carried = (C @ entry.flatten(3)).unflatten(3, entry.shape[3:])
+        y = y + carried * torch.exp(log_decay).unsqueeze(-1)
+    return y.flatten(1, 2)[:, :time], state
+
+
+def _within(driven: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, reverse: bool) -> Tensor:
+    """What frames of a chunk give to one another: (batch, chunks, chunk, heads, head_dim)."""
+    chunk = driven.shape[2]
+    ones = torch.ones(chunk, chunk, dtype=torch.bool, device=driven.device)
+    outside = (ones.tril(-1) if reverse else ones.triu(1)).unsqueeze(0)
+    by_head = log_decay.transpose(2, 3)  # (batch, chunks, heads, chunk)
+    decay = (by_head.unsqueeze(-1) - by_head.unsqueeze(-2)).masked_fill(outside, -torch.inf).exp()
+    scores = (C @ B.transpose(2, 3)).unsqueeze(2) * decay  # (batch, chunks, heads, chunk, chunk)
+    return (scores @ driven.transpose(2, 3)).transpose(2, 3)
+
+
+def _split(tensor: Tensor, chunk: int) -> Tensor:
+    """(batch, time, ...) to (batch, chunks, chunk, ...), filled up with zeros, which leave the state as it is."""
+    missing = -tensor.shape[1] % chunk
+    if missing:
+        tensor = F.pad(tensor, (0, 0) * (tensor.dim() - 2) + (0, missing))
+    return tensor.reshape(tensor.shape[0], tensor.shape[1] // chunk, chunk, *tensor.shape[2:])
