@@ -146,7 +146,7 @@ class SearchConfig:
     search: Search = "ctc"
     """ctc: best path of the CTC head; autoregressive: the decoder, one token after the other."""
     max_tokens_per_second: float = 12.0
-    """No search emits more, so that no input can make it loop."""
+    """The autoregressive search emits no more, so that no input can make it loop."""
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)

@@ -1,0 +1,132 @@
+"""A checkpoint is a folder: config.json, model.safetensors, tokenizer.model and README.md, the model card."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from samba_asr.config import CONFIG_VERSION, ModelConfig
+from samba_asr.model.asr import SambaASR
+from samba_asr.text.tokenizer import Tokenizer
+
+CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.model",
+    "README.md",
+)
+_FORMAT = "samba-asr"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint folder that cannot be used; the message says which file is wrong, and how."""
+
+
+def save_checkpoint(
+    folder: str | Path, model: SambaASR, tokenizer: Tokenizer, card: str, dtype: torch.dtype | None = None
+) -> None:
+    """Write a checkpoint folder, each file in one piece.
+
+    dtype: type for the weight matrices, such as torch.float16; None keeps theirs. Features, decay rates and vectors
+    always keep theirs: they are few, and precision matters there.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} pieces, the model's vocab_size is {model.config.vocab_size}"
+        )
+    config = {"format": _FORMAT, "version": CONFIG_VERSION, "model": model.config.to_dict()}
+    tensors = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
+    _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
+    _replace(folder / TOKENIZER_FILE, tokenizer.save)
+    _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
+    _replace(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
+
+
+def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[SambaASR, Tokenizer]:
+    """Read a checkpoint folder: the model in float32 and evaluation mode on device, and its tokenizer.
+
+    Raises FileNotFoundError when there is no such folder and CheckpointError when something in it is missing, of
+    another version, or does not fit.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"model folder {folder} does not exist")
+    for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"model folder {folder} lacks {name}; it is incomplete or no Samba-ASR checkpoint")
+    config = _read_config(folder / CONFIG_FILE)
+    try:
+        tokenizer = Tokenizer.load(folder / TOKENIZER_FILE)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    if tokenizer.vocab_size != config.vocab_size:
+        raise CheckpointError(
+            f"{folder / TOKENIZER_FILE} has {tokenizer.vocab_size} pieces, but {CONFIG_FILE} says {config.vocab_size}"
+        )
+    model = _read_model(folder / WEIGHTS_FILE, config)
+    return model.to(device).eval(), tokenizer
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    exact = dtype is None or tensor.dim() < 2 or name.startswith("features.") or name.endswith("A_log")
+    return tensor.detach().cpu().contiguous() if exact else tensor.detach().cpu().to(dtype).contiguous()
+
+
+def _replace(path: Path, write: Any) -> None:
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)
+
+
+def _read_config(path: Path) -> ModelConfig:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise CheckpointError(f'{path} is no Samba-ASR configuration: it lacks "format": "{_FORMAT}"')
+    version = content.get("version")
+    if version != CONFIG_VERSION:
+        raise CheckpointError(
+            f"{path} has version {version}, this program reads version {CONFIG_VERSION}; update samba-asr or convert it"
+        )
+    try:
+        return ModelConfig.from_dict(content.get("model") or {})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _read_model(path: Path, config: ModelConfig) -> SambaASR:
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged or not in safetensors format: {error}") from error
+    filters = tensors.get("features.mel_filters")
+    if filters is None:
+        raise CheckpointError(f"{path} lacks features.mel_filters")
+    try:
+        model = SambaASR(config, filters)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    _check_tensors(path, model.state_dict(), tensors)
+    model.load_state_dict(tensors)
+    return model
+
+
+def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    if missing or unknown:
+        parts = [f"{what} {', '.join(names[:3])}" for what, names in (("lacks", missing), ("has", unknown)) if names]
+        raise CheckpointError(f"{path} does not fit {CONFIG_FILE}: it {' and '.join(parts)}")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            shapes = f"{tuple(found[name].shape)}, but {CONFIG_FILE} asks for {tuple(tensor.shape)}"
+            raise CheckpointError(f"{path}: {name} has shape {shapes}")

@@ -1,0 +1,49 @@
+"""The encoder: convolutional subsampling and bidirectional Mamba blocks."""
+
+from torch import Tensor, nn
+
+from samba_asr.config import ModelConfig
+from samba_asr.model.feedforward import FeedForward, ResidualDrop
+from samba_asr.model.subsampling import build_subsampling
+from samba_asr.ssm.mixer import BidirectionalMixer
+from samba_asr.ssm.padding import mask_padding
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm bidirectional mixer and, if d_ff, a feed-forward, each on a residual branch."""
+
+    def __init__(self, config: ModelConfig, drop_path: float) -> None:
+        super().__init__()
+        encoder = config.encoder
+        self.norm = nn.LayerNorm(config.d_model)
+        self.mixer = BidirectionalMixer(config.d_model, encoder.mixer)
+        self.ff = FeedForward(config.d_model, encoder.d_ff, encoder.dropout) if encoder.d_ff else None
+        self.drop = ResidualDrop(encoder.dropout, drop_path)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """x: (batch, time, d_model); lengths: (batch,) int64. Returns both; x's padding is not masked."""
+        x = x + self.drop(self.mixer(self.norm(x), lengths)[0])
+        if self.ff is not None:
+            x = x + self.drop(self.ff(x))
+        return x, lengths
+
+
+class Encoder(nn.Module):
+    """Log-mel features to states (Samba-ASR paper, section 3: convolutions, then Mamba blocks)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        n_layers = config.encoder.n_layers
+        self.subsampling = build_subsampling(config)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(config, config.encoder.drop_path * i / max(n_layers - 1, 1)) for i in range(n_layers)
+        )
+        self.norm = nn.LayerNorm(config.d_model)
+
+    def forward(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """features: (batch, frames, n_mels); feature_lengths: (batch,) int64 frames. Returns encoder_out (batch,
+        states, d_model), 0 on padding, and encoder_lengths (batch,) int64."""
+        x, lengths = self.subsampling(features, feature_lengths)
+        for block in self.blocks:
+            x, _ = block(x, lengths)
+        return mask_padding(self.norm(x), lengths), lengths

@@ -1,0 +1,58 @@
+"""Convolutional stems: log-mel frames to fewer, wider states. Padding is zeroed before every convolution."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samba_asr.config import ModelConfig
+from samba_asr.ssm.padding import mask_padding
+
+
+def _halved(lengths: Tensor) -> Tensor:
+    return (lengths + 1) // 2
+
+
+class Conv4x(nn.Module):
+    """Two 3x3 convolutions of stride 2 over time and frequency, then a projection: 100 frames to 25 states."""
+
+    factor = 4
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        channels = config.encoder.subsampling_channels
+        bands = (config.features.n_mels + 3) // 4
+        self.conv1 = nn.Conv2d(1, channels, 3, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.out_proj = nn.Linear(channels * bands, config.d_model)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """features: (batch, frames, n_mels); lengths: (batch,) int64 frames. Returns x (batch, ceil(frames / 4),
+        d_model) and its lengths."""
+        x = mask_padding(features, lengths).unsqueeze(1)
+        x = F.gelu(self.conv1(x))  # (batch, channels, frames / 2, n_mels / 2)
+        lengths = _halved(lengths)
+        x = mask_padding(x.transpose(1, 2), lengths).transpose(1, 2)
+        x = F.gelu(self.conv2(x))  # (batch, channels, frames / 4, n_mels / 4)
+        return self.out_proj(x.transpose(1, 2).flatten(2)), _halved(lengths)
+
+
+class WhisperStem(nn.Module):
+    """Whisper's two Conv1d over time, the second of stride 2 (arXiv 2212.04356): 100 frames to 50 states."""
+
+    factor = 2
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv1d(config.features.n_mels, config.d_model, 3, padding=1)
+        self.conv2 = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
+
+    def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """features: (batch, frames, n_mels); lengths: (batch,) int64 frames. Returns x (batch, ceil(frames / 2),
+        d_model) and its lengths."""
+        x = F.gelu(self.conv1(mask_padding(features, lengths).transpose(1, 2)))
+        x = mask_padding(x.transpose(1, 2), lengths).transpose(1, 2)
+        return F.gelu(self.conv2(x)).transpose(1, 2), _halved(lengths)
+
+
+def build_subsampling(config: ModelConfig) -> Conv4x | WhisperStem:
+    """Return the stem that config.encoder.subsampling names."""
+    return Conv4x(config) if config.encoder.subsampling == "conv4x" else WhisperStem(config)
