@@ -1,0 +1,272 @@
+"""The report of an evaluation: report.md, utterances.jsonl and pictures in one folder."""
+
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from samba_asr.audio.features import LogMel
+from samba_asr.audio.load import load_audio
+from samba_asr.evaluation.wer import (
+    WER,
+    ScoredUtterance,
+    alignment_text,
+    confidence_interval,
+    score_by_duration,
+    score_each,
+    scoring_pair,
+    worst,
+)
+
+PACKAGES = ("samba-asr", "torch", "numpy", "soundfile", "soxr", "sentencepiece", "jiwer", "whisper-normalizer")
+
+EXPLANATION = """\
+WER is the number of wrong words (S substituted, D left out, I inserted) over the number of words said, both summed over
+the set, after Whisper's English normalisation of both sides; in brackets its 95 % interval over resampled utterances.
+The raw WER compares the texts as they are. The real-time factor is the time from samples to words over the audio's
+length; reading the files is left out."""
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """One set's transcripts, and their errors."""
+
+    name: str
+    """The set's name; names differ within a report."""
+    utterances: Sequence[ScoredUtterance]
+    """Each one's hypothesis; empty for an unreadable file, so that all its words count as deleted."""
+    seconds: float
+    """Wall time of recognition, without reading files."""
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Reason by audio path, for the files that gave no audio."""
+
+    @cached_property
+    def wers(self) -> list[WER]:
+        """Each utterance's errors, normalised."""
+        return score_each(self.utterances)
+
+    @cached_property
+    def raw_wers(self) -> list[WER]:
+        """Each utterance's errors in the texts as they are."""
+        return score_each(self.utterances, raw=True)
+
+    @property
+    def wer(self) -> WER:
+        """The set's errors, normalised."""
+        return sum(self.wers, WER())
+
+    @property
+    def raw_wer(self) -> WER:
+        """The set's errors in the texts as they are."""
+        return sum(self.raw_wers, WER())
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the normalised rate."""
+        return confidence_interval(self.wers)
+
+    @property
+    def audio_seconds(self) -> float:
+        """Length of the audio that could be read."""
+        return sum(u.duration for u in self.utterances if u.audio not in self.unreadable)
+
+    @property
+    def real_time_factor(self) -> float:
+        """Time of recognition over length of audio; 0 without audio."""
+        return self.seconds / self.audio_seconds if self.audio_seconds else 0.0
+
+
+def combine(results: Sequence[SetResult], name: str = "all") -> SetResult:
+    """Return all sets as one."""
+    return SetResult(
+        name,
+        [utterance for result in results for utterance in result.utterances],
+        sum(result.seconds for result in results),
+        {audio: reason for result in results for audio, reason in result.unreadable.items()},
+    )
+
+
+def percent(rate: float) -> str:
+    """Return a rate as a percentage, as "12.34"."""
+    return f"{100 * rate:.2f}"
+
+
+def summary_line(result: SetResult) -> str:
+    """Return the set's figures in one line of text."""
+    wer, (low, high) = result.wer, result.interval
+    return (
+        f"{result.name}: {len(result.utterances)} utterances, {wer.words} words, "
+        f"WER {percent(wer.rate)} % [{percent(low)}, {percent(high)}] "
+        f"(S {wer.substitutions}, D {wer.deletions}, I {wer.insertions}), "
+        f"raw WER {percent(result.raw_wer.rate)} %, RTF {result.real_time_factor:.4f}"
+        + (f", {len(result.unreadable)} unreadable" if result.unreadable else "")
+    )
+
+
+def environment() -> dict[str, str]:
+    """Return date, machine, threads, git commit and versions, for the record."""
+    versions = []
+    for package in PACKAGES:
+        try:
+            versions.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return {
+        "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "Machine": f"{_cpu_name()}, {os.cpu_count()} logical cores; {platform.system()} {platform.machine()}",
+        "Threads": str(torch.get_num_threads()),
+        "Versions": ", ".join([f"Python {platform.python_version()}", *versions]),
+        **_commit(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or "unknown processor"
+
+
+def _commit() -> dict[str, str]:
+    """Return the commit of the checkout that holds this file; nothing where there is none."""
+    here = Path(__file__)
+    try:
+        # an installed copy may lie in somebody else's repository
+        _git(here.parent, "ls-files", "--error-unmatch", here.name)
+        return {"Commit": _git(here.parent, "describe", "--always", "--dirty", "--abbrev=12")}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(folder), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def write_report(
+    folder: str | Path,
+    results: Sequence[SetResult],
+    details: Mapping[str, str],
+    features: LogMel,
+    worst_count: int = 5,
+) -> Path:
+    """Write the report and return the path of its report.md; makes the folder.
+
+    details: what the reader needs to know to repeat it, shown as they are; "Command" is shown as code.
+    features: draws the spectrograms, ``worst_count`` of each set. A recording that cannot be read again is not drawn.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_utterances(folder / "utterances.jsonl", results)
+    parts = ["# Word error rates", *_table(results), EXPLANATION, *_details({**details, **environment()})]
+    for number, result in enumerate(results, 1):
+        stem = f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', result.name)}"
+        parts += _set_section(folder, stem, result, features, worst_count)
+    path = folder / "report.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    return path
+
+
+def _table(results: Sequence[SetResult]) -> list[str]:
+    rows = [*results, combine(results)] if len(results) > 1 else results
+    lines = [
+        "| set | utterances | hours | words | WER, % | S | D | I | raw WER, % | real-time factor |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for result in rows:
+        wer, (low, high) = result.wer, result.interval
+        cells = [
+            result.name.replace("|", r"\|"),
+            len(result.utterances),
+            f"{result.audio_seconds / 3600:.2f}",
+            wer.words,
+            f"**{percent(wer.rate)}** [{percent(low)}, {percent(high)}]",
+            wer.substitutions,
+            wer.deletions,
+            wer.insertions,
+            percent(result.raw_wer.rate),
+            f"{result.real_time_factor:.4f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return ["\n".join(lines)]
+
+
+def _details(details: Mapping[str, str]) -> list[str]:
+    listed = "\n".join(f"- {name}: {value}" for name, value in details.items() if name != "Command")
+    command = [f"```sh\n{details['Command']}\n```"] if "Command" in details else []
+    return ["## How it was made", *command, listed]
+
+
+def _set_section(folder: Path, stem: str, result: SetResult, features: LogMel, worst_count: int) -> list[str]:
+    from samba_asr.evaluation.plots import plot_wer_by_duration
+
+    parts = [f"## {result.name}"]
+    if result.unreadable:
+        parts.append(f"Could not be read ({len(result.unreadable)}); all their words count as deleted:")
+        parts.append("\n".join(f"- `{audio}`: {reason}" for audio, reason in result.unreadable.items()))
+    read = [i for i, utterance in enumerate(result.utterances) if utterance.audio not in result.unreadable]
+    utterances = [result.utterances[i] for i in read]
+    wers = [result.wers[i] for i in read]
+    buckets = score_by_duration(utterances, wers)
+    if buckets:
+        image = f"{stem}-by-duration.png"
+        plot_wer_by_duration(folder / image, buckets, f"{result.name}: WER by duration")
+        parts.append(f"![WER by duration]({image})")
+    order = worst(wers, worst_count)
+    if order:
+        parts.append("### Worst utterances")
+    for rank, i in enumerate(order, 1):
+        parts += _utterance_section(folder, f"{stem}-worst-{rank}.png", utterances[i], wers[i], features)
+    return parts
+
+
+def _utterance_section(folder: Path, image: str, utterance: ScoredUtterance, wer: WER, features: LogMel) -> list[str]:
+    said = f"{wer.errors} errors in {wer.words} words, {utterance.duration:.1f} s"
+    speaker = f", speaker {utterance.speaker}" if utterance.speaker else ""
+    parts = [
+        f"`{utterance.audio}`: {said}{speaker}",
+        f"```text\n{alignment_text(*scoring_pair(utterance))}\n```",
+    ]
+    if _draw(folder / image, utterance, features):
+        parts.append(f"![Spectrogram]({image})")
+    return parts
+
+
+def _draw(path: Path, utterance: ScoredUtterance, features: LogMel) -> bool:
+    from samba_asr.evaluation.plots import plot_spectrogram
+
+    try:
+        waveform = torch.from_numpy(load_audio(utterance.audio, features.config.sample_rate))
+    except (OSError, ValueError):
+        return False
+    device = features.mel_filters.device
+    with torch.inference_mode():
+        drawn, _ = features(waveform[None].to(device), torch.tensor([len(waveform)], device=device))
+    plot_spectrogram(path, drawn[0].cpu().numpy(), features.config, utterance.reference, utterance.hypothesis)
+    return True
+
+
+def _write_utterances(path: Path, results: Sequence[SetResult]) -> None:
+    with path.open("w", encoding="utf-8") as out:
+        for result in results:
+            for utterance, wer, raw in zip(result.utterances, result.wers, result.raw_wers, strict=True):
+                line = {
+                    "set": result.name,
+                    **asdict(utterance),
+                    "errors": wer.errors,
+                    **asdict(wer),
+                    "raw_errors": raw.errors,
+                    "raw_words": raw.words,
+                    "unreadable": result.unreadable.get(utterance.audio),
+                }
+                out.write(json.dumps(line, ensure_ascii=False) + "\n")
