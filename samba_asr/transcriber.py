@@ -1,0 +1,105 @@
+"""Audio to words: the one class that the command line, the demo and Python users share."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samba_asr.audio.load import load_audio
+from samba_asr.config import Search, SearchConfig
+from samba_asr.decoding.search import search_tokens
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.checkpoint import load_checkpoint
+from samba_asr.model.pretrained import resolve_model
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.transcript import Transcript
+
+
+class Transcriber:
+    """A recogniser with its tokenizer and search.
+
+    ``search`` is the checkpoint's own where none is given; ``name`` is what transcripts call the model.
+    """
+
+    def __init__(
+        self, model: SambaASR, tokenizer: Tokenizer, search: SearchConfig | None = None, *, name: str = "samba-asr"
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.search = search or model.config.search
+        self.name = name
+        self.sample_rate = model.config.features.sample_rate
+
+    @classmethod
+    def load(cls, model: str | Path | None = None, device: str = "cpu", search: Search | None = None) -> "Transcriber":
+        """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
+
+        Raises FileNotFoundError where there is no such model, ValueError for a broken one, a device that this machine
+        lacks, or an unknown search.
+        """
+        folder = resolve_model(model)
+        recogniser, tokenizer = load_checkpoint(folder, device=_usable_device(device))
+        config = recogniser.config.search
+        if search is not None:
+            config = dataclasses.replace(config, search=search)
+        return cls(recogniser, tokenizer, config, name=folder.resolve().name)
+
+    def transcribe(self, audio: str | Path | np.ndarray) -> Transcript:
+        """Transcribe a file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz).
+
+        Raises FileNotFoundError or AudioDecodeError for a file that gives no audio, ValueError for an array of another
+        shape or type.
+        """
+        waveform = load_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else audio
+        return self.transcribe_batch([waveform])[0]
+
+    def transcribe_batch(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
+        """Transcribe waveforms at once; each transcript is the one that :meth:`transcribe` gives."""
+        arrays = [_checked(waveform) for waveform in waveforms]
+        heard = [array for array in arrays if len(array)]
+        texts = iter(self._texts(heard) if heard else [])
+        return [
+            Transcript(next(texts) if len(array) else "", len(array) / self.sample_rate, self.name) for array in arrays
+        ]
+
+    @torch.inference_mode()
+    def _texts(self, arrays: Sequence[np.ndarray]) -> list[str]:
+        device = next(self.model.parameters()).device
+        waveforms, lengths = _padded(arrays)
+        encoder_out, encoder_lengths = self.model.encode(waveforms.to(device), lengths.to(device))
+        tokens = search_tokens(self.model, encoder_out, encoder_lengths, self.search)
+        return [self.tokenizer.decode(ids) for ids in tokens]
+
+
+def _padded(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Return waveforms (batch, samples) float32, zeros after each one's end, and lengths (batch,) int64."""
+    waveforms = torch.zeros(len(arrays), max(map(len, arrays)))
+    for row, array in zip(waveforms, arrays, strict=True):
+        row[: len(array)] = torch.from_numpy(array)
+    return waveforms, torch.tensor([len(array) for array in arrays])
+
+
+def _checked(waveform: np.ndarray) -> np.ndarray:
+    if not isinstance(waveform, np.ndarray):
+        raise ValueError(f"audio ({type(waveform).__name__}) must be a path or a numpy array of floats")
+    if waveform.ndim != 1:
+        raise ValueError(f"a waveform of shape {waveform.shape} must have one dimension: (samples,), mono")
+    if not np.issubdtype(waveform.dtype, np.floating):
+        raise ValueError(f"a waveform of type {waveform.dtype} must be floats in [-1, 1]; divide int16 by 32768")
+    samples = np.ascontiguousarray(waveform, dtype=np.float32)
+    if not np.isfinite(samples).all():
+        raise ValueError("a waveform holds NaN or infinite samples; numpy.nan_to_num(waveform) makes them finite")
+    return samples
+
+
+def _usable_device(device: str) -> str:
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"device ({device!r}) is unknown; use cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device ({device!r}): this PyTorch sees no NVIDIA GPU; use cpu")
+    return device
