@@ -4,7 +4,7 @@ import re
 import unicodedata
 
 _APOSTROPHES = str.maketrans(dict.fromkeys("\u2018\u2019\u201b\u02bc\u2032\uff07\u00b4`", "'"))
-_LETTERS = str.maketrans(
+_LETTERS = _APOSTROPHES | str.maketrans(
     {"æ": "ae", "œ": "oe", "ø": "o", "ß": "ss", "ð": "d", "þ": "th", "ł": "l", "đ": "d", "ħ": "h", "\u0131": "i"}
 )
 _OTHER = re.compile(r"[^\w']|_")

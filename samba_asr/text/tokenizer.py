@@ -4,9 +4,11 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import sentencepiece
+
+Kind = Literal["unigram", "bpe"]
 
 BLANK_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 """CTC blank (also padding), unknown character, begin and end of a text: the same in every tokenizer."""
@@ -51,15 +53,13 @@ class Tokenizer:
         Path(path).write_bytes(self.model_proto)
 
     @classmethod
-    def train(
-        cls, texts: Iterable[str], vocab_size: int, kind: Literal["unigram", "bpe"] = "unigram"
-    ) -> "Tokenizer":
+    def train(cls, texts: Iterable[str], vocab_size: int, kind: Kind = "unigram") -> "Tokenizer":
         """Train on normalised texts; the same texts in the same order give the same model.
 
         ``vocab_size`` counts the four special pieces. Raises ValueError where the texts are empty, have more different
         characters than ``vocab_size`` holds, or are too small to yield that many pieces.
         """
-        if kind not in ("unigram", "bpe"):
+        if kind not in get_args(Kind):
             raise ValueError(f"kind ({kind!r}) must be 'unigram' or 'bpe'")
         sentences = [sentence for text in texts if (sentence := " ".join(text.split()))]
         if not sentences:
@@ -91,7 +91,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of normalised text, without begin and end; a character never seen in training is UNK_ID."""
-        ids: list[int] = self._processor.encode(text)
+        ids: list[int] = self._processor.encode(" ".join(text.split()))
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

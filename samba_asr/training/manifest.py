@@ -39,14 +39,17 @@ def read_manifest(path: str | Path) -> list[Utterance]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"manifest {path} does not exist; recipes/librispeech/prepare.py makes manifests")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason})") from error
     utterances = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    utterances.append(_parse(line, path.parent))
-                except ValueError as error:
-                    raise ValueError(f"{path}:{number}: {error}") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                utterances.append(_parse(line, path.parent))
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}") from error
     return utterances
 
 
@@ -73,10 +76,19 @@ def _parse(line: str, folder: Path) -> Utterance:
 
 
 def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
-    """Write a manifest, whole or not at all; audio paths are written as they are. Makes the parent folder."""
-    with _atomic_writer(Path(path)) as out:
+    """Write a manifest, whole or not at all. Makes the parent folder.
+
+    An absolute audio path below the manifest's folder becomes relative to it, so that the two can move together.
+    """
+    path = Path(path)
+    folder = path.parent.absolute()
+    with _atomic_writer(path) as out:
         for utterance in utterances:
-            out.write(json.dumps(dataclasses.asdict(utterance), ensure_ascii=False) + "\n")
+            values = dataclasses.asdict(utterance)
+            audio = Path(utterance.audio)
+            if audio.is_relative_to(folder):
+                values["audio"] = audio.relative_to(folder).as_posix()
+            out.write(json.dumps(values, ensure_ascii=False) + "\n")
 
 
 def export_tsv(path: str | Path, utterances: Iterable[Utterance]) -> None:
@@ -87,7 +99,9 @@ def export_tsv(path: str | Path, utterances: Iterable[Utterance]) -> None:
     with _atomic_writer(Path(path)) as out:
         for utterance in utterances:
             if any(mark in utterance.audio for mark in "\t\n\r"):
-                raise ValueError(f"{utterance.audio!r}: a path with a tab or a newline has no place in a .tsv; rename it")
+                raise ValueError(
+                    f"{utterance.audio!r}: a path with a tab or a newline has no place in a .tsv; rename it"
+                )
             out.write(f"{utterance.audio}\t{' '.join(utterance.text.split())}\n")
 
 
