@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, get_args
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from samba_asr import __version__
 from samba_asr.config import Search
-from samba_asr.model.pretrained import MODEL_VARIABLE, PRETRAINED, pretrained_models
+from samba_asr.model.pretrained import MODEL_VARIABLE, PRETRAINED, pretrained_models, resolve_model
 
 if TYPE_CHECKING:
     from samba_asr.transcriber import Transcriber
@@ -116,9 +117,10 @@ def _run(arguments: argparse.Namespace) -> int:
             return _usage_error(f"--output-dir {arguments.output_dir}: {_reason('', error)}")
         outputs = output_paths(paths, arguments.output_dir, arguments.output_format)
     try:
-        from samba_asr.transcriber import Transcriber  # takes torch's two seconds: not before the options are right
+        model = resolve_model(arguments.model)
+        from samba_asr.transcriber import Transcriber  # takes torch's two seconds: not before there is a model
 
-        transcriber = Transcriber.load(arguments.model, device=arguments.device, search=arguments.search)
+        transcriber = Transcriber.load(model, device=arguments.device, search=arguments.search)
     except (OSError, ValueError, RuntimeError) as error:
         return _usage_error(" ".join(str(error).split()))
     show_progress = len(paths) > 1 and sys.stderr.isatty()
@@ -135,7 +137,11 @@ def _transcribe_one(
 ) -> bool:
     """Print or write one recording's words; complain and return False where that fails."""
     try:
-        transcript = transcriber.transcribe(path)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            transcript = transcriber.transcribe(path)
+        for warning in caught:
+            _complain(path, str(warning.message).removeprefix(f"{path}: "))
         if output is not None:
             _write_whole(output, _rendered(path, transcript, output_format, with_path=False))
             return True

@@ -71,15 +71,15 @@ class Transcriber:
         waveforms, lengths = _padded(arrays)
         encoder_out, encoder_lengths = self.model.encode(waveforms.to(device), lengths.to(device))
         tokens = search_tokens(self.model, encoder_out, encoder_lengths, self.search)
-        return [self.tokenizer.decode(ids) for ids in tokens]
+        return [" ".join(self.tokenizer.decode(ids).split()) for ids in tokens]
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Return waveforms (batch, samples) float32, zeros after each one's end, and lengths (batch,) int64."""
-    waveforms = torch.zeros(len(arrays), max(map(len, arrays)))
+    waveforms = np.zeros((len(arrays), max(map(len, arrays))), np.float32)
     for row, array in zip(waveforms, arrays, strict=True):
-        row[: len(array)] = torch.from_numpy(array)
-    return waveforms, torch.tensor([len(array) for array in arrays])
+        row[: len(array)] = array
+    return torch.from_numpy(waveforms), torch.tensor([len(array) for array in arrays])
 
 
 def _checked(waveform: np.ndarray) -> np.ndarray:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest_plugins = ["model_fixture"]
+
 DATA = Path(__file__).parent / "data"
 
 

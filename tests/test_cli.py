@@ -1,0 +1,353 @@
+"""The command line: what goes to standard output, what to standard error, and the exit status."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from samba_asr import __version__
+from samba_asr.cli import main, output_paths
+from samba_asr.transcriber import Transcriber
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _default_model(tiny_checkpoint, monkeypatch):
+    monkeypatch.setenv("SAMBA_ASR_MODEL", str(tiny_checkpoint))
+
+
+@pytest.fixture(scope="module")
+def paths(clips):
+    return [str(path) for path, _ in clips[:3]]
+
+
+@pytest.fixture(scope="module")
+def transcripts(tiny_checkpoint, paths):
+    transcriber = Transcriber.load(tiny_checkpoint)
+    return [transcriber.transcribe(path) for path in paths]
+
+
+@pytest.fixture
+def text_file(tmp_path):
+    path = tmp_path / "text.wav"
+    path.write_text("Not audio, whatever its name says.\n" * 20)
+    return str(path)
+
+
+def run(*arguments, **options):
+    """Run transcribe.py as a person does."""
+    command = [sys.executable, str(ROOT / "transcribe.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, **options)
+
+
+def test_one_file_prints_its_words_and_nothing_else(paths, transcripts, tmp_path):
+    done = run(paths[0], cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, transcripts[0].text + "\n", "")
+
+
+def test_several_files_print_path_tab_words_in_the_order_given(paths, transcripts, capsys):
+    order = [2, 0, 1, 0]
+    assert main([paths[i] for i in order]) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(f"{paths[i]}\t{transcripts[i].text}\n" for i in order)
+    assert err == ""
+
+
+def test_json_is_one_object_a_line(paths, transcripts, capsys):
+    assert main(["--output-format", "json", *paths]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, path, transcript in zip(lines, paths, transcripts, strict=True):
+        expected = {"path": path, "duration": transcript.duration, "text": transcript.text, "model": "tiny-random"}
+        assert list(json.loads(line).items()) == list(expected.items())
+    assert main(["--output-format", "json", paths[0]]) == 0
+    assert capsys.readouterr().out.splitlines() == lines[:1]
+
+
+def test_search_and_model_are_passed_on(tiny_checkpoint, paths, transcripts, capsys, monkeypatch):
+    monkeypatch.delenv("SAMBA_ASR_MODEL")
+    assert main(["--model", str(tiny_checkpoint), "--search", "autoregressive", paths[0]]) == 0
+    expected = Transcriber.load(tiny_checkpoint, search="autoregressive").transcribe(paths[0]).text
+    assert capsys.readouterr().out == expected + "\n" != transcripts[0].text + "\n"
+
+
+# Output folder
+
+
+@pytest.mark.parametrize("extension", ["txt", "json"])
+def test_output_dir_gets_one_file_an_input(paths, transcripts, tmp_path, capsys, extension):
+    folder = tmp_path / "new" / "words"
+    assert main(["--output-dir", str(folder), "--output-format", extension, *paths]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert sorted(file.name for file in folder.iterdir()) == sorted(f"{Path(path).stem}.{extension}" for path in paths)
+    for path, transcript in zip(paths, transcripts, strict=True):
+        content = (folder / f"{Path(path).stem}.{extension}").read_text()
+        assert content.endswith("\n")
+        assert (content[:-1] if extension == "txt" else json.loads(content)["text"]) == transcript.text
+
+
+def test_inputs_of_one_stem_never_share_an_output(paths, transcripts, tmp_path, capsys):
+    inputs = []
+    for folder, path in zip("abc", paths, strict=True):
+        inputs.append(tmp_path / folder / f"talk{Path(path).suffix}")
+        inputs[-1].parent.mkdir()
+        inputs[-1].write_bytes(Path(path).read_bytes())
+    out = tmp_path / "out"
+    assert main(["--output-dir", str(out), *map(str, inputs)]) == 0
+    texts = {file.name: file.read_text().strip() for file in out.iterdir()}
+    assert texts == {f"talk{i}.txt": t.text for i, t in zip(("", "-2", "-3"), transcripts, strict=True)}
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith(f"samba-asr: {inputs[1]}: ")
+    assert str(out / "talk-2.txt") in said[0]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "names"),
+    [
+        (["a/x.wav", "b/x.mp3", "x-2.wav"], ["x", "x-3", "x-2"]),
+        (["x-2.wav", "a/x.wav", "b/x.wav"], ["x-2", "x", "x-3"]),
+        (["x.wav", "x.wav", "x.wav"], ["x", "x-2", "x-3"]),
+        (["a/Talk.wav", "b/talk.wav"], ["Talk", "talk-2"]),
+        (["a/caf\u00e9.wav", "b/cafe\u0301.wav"], ["caf\u00e9", "cafe\u0301-2"]),
+        (["one.two.wav", "one.wav"], ["one.two", "one"]),
+        (["out/x.txt", "x.wav"], ["x-2", "x-3"]),
+    ],
+)
+def test_output_names(inputs, names, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    outputs = output_paths(inputs, Path("out"), "txt")
+    assert outputs == [Path("out") / f"{name}.txt" for name in names]
+    renamed = sum(Path(path).stem != name for path, name in zip(inputs, names, strict=True))
+    assert len(capsys.readouterr().err.splitlines()) == renamed
+
+
+def test_a_failed_input_leaves_no_output_and_no_rubbish(text_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["--output-dir", str(out), text_file]) == 1
+    assert list(out.iterdir()) == []
+
+
+def test_an_output_that_cannot_be_written_fails_its_input_alone(paths, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / f"{Path(paths[0]).stem}.txt").mkdir(parents=True)
+    assert main(["--output-dir", str(out), *paths[:2]]) == 1
+    assert capsys.readouterr().err.startswith(f"samba-asr: {paths[0]}: ")
+    assert (out / f"{Path(paths[1]).stem}.txt").is_file()
+    assert len(list(out.iterdir())) == 2
+
+
+# Errors
+
+
+def bad_files(tmp_path, text_file):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "folder").mkdir()
+    return [str(tmp_path / "missing.wav"), str(tmp_path / "folder"), str(tmp_path / "empty.wav"), text_file]
+
+
+def test_a_bad_file_gets_one_clear_line_and_stops_nothing(paths, transcripts, tmp_path, text_file, capsys):
+    bad = bad_files(tmp_path, text_file)
+    assert main([bad[0], paths[0], *bad[1:], paths[1]]) == 1
+    out, err = capsys.readouterr()
+    assert out == "".join(
+        f"{path}\t{transcript.text}\n" for path, transcript in zip(paths[:2], transcripts, strict=False)
+    )
+    lines = err.splitlines()
+    assert len(lines) == len(bad)
+    for line, path, says in zip(lines, bad, ["no such file", "folder", "empty", "not audio"], strict=True):
+        assert line.startswith(f"samba-asr: {path}: ")
+        assert says in line
+        assert line.count(path) == 1
+
+
+def test_a_single_bad_file(tmp_path):
+    done = run(tmp_path / "missing.wav")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"samba-asr: {tmp_path / 'missing.wav'}: no such file\n"
+
+
+@pytest.mark.parametrize("make", ["short", "silent", "telephone"])
+def test_unusual_sound_is_no_error(make, tmp_path, capsys):
+    rate = 8_000 if make == "telephone" else 16_000
+    noise = 0.1 * np.random.default_rng(0).standard_normal((int(0.05 * rate) if make == "short" else rate, 2))
+    soundfile.write(tmp_path / "a.wav", 0 * noise if make == "silent" else noise, rate)
+    assert main([str(tmp_path / "a.wav")]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith("\n")
+    assert len(out) < 100
+    assert err == ""
+
+
+def test_a_damaged_file_gives_what_is_left_and_says_so(paths, tmp_path, capsys):
+    soundfile.write(tmp_path / "whole.wav", 0.1 * np.random.default_rng(0).standard_normal(32_000), 16_000)
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes((tmp_path / "whole.wav").read_bytes()[:20_000])
+    status = main([str(cut)])
+    out, err = capsys.readouterr()
+    assert status == 0
+    assert out.strip()
+    assert all(line.startswith(f"samba-asr: {cut}: ") for line in err.splitlines())
+    assert "Warning" not in err
+
+
+@pytest.mark.parametrize("error", [RuntimeError("not enough\nmemory"), MemoryError()])
+def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcripts, capsys, monkeypatch):
+    transcribe = Transcriber.transcribe
+
+    def failing(self, path):
+        if path == paths[0]:
+            raise error
+        return transcribe(self, path)
+
+    monkeypatch.setattr(Transcriber, "transcribe", failing)
+    assert main(paths[:2]) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{paths[1]}\t{transcripts[1].text}\n"
+    assert err in (f"samba-asr: {paths[0]}: not enough memory\n", f"samba-asr: {paths[0]}: MemoryError\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "AUDIO"),
+        (["--output-format", "pdf", "a.wav"], "json"),
+        (["--search", "beam", "a.wav"], "autoregressive"),
+        (["--mod", "x", "a.wav"], "--mod"),
+        (["--nonsense", "a.wav"], "--nonsense"),
+        (["--model", "nonsense", "a.wav"], "'nonsense'"),
+        (["--device", "abacus", "a.wav"], "abacus"),
+    ],
+)
+def test_wrong_usage_is_status_2(arguments, says, capsys):
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, "")
+    assert says in err.splitlines()[-1]
+    assert err.splitlines()[-1].startswith("samba-asr: error: ")
+
+
+def test_a_broken_model_is_wrong_usage(tmp_path, paths, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    assert main(["--model", str(tmp_path), paths[0]]) == 2
+    assert capsys.readouterr().err.startswith("samba-asr: error: ")
+
+
+def test_an_output_folder_that_cannot_be_is_wrong_usage(text_file, paths, capsys):
+    for folder in (text_file, f"{text_file}/below"):
+        assert main(["--output-dir", folder, paths[0]]) == 2
+        assert folder in capsys.readouterr().err
+
+
+def test_without_any_model_the_error_names_all_three_ways(tmp_path):
+    """As after an installation outside a checkout: the package alone, nothing beside it."""
+    shutil.copytree(ROOT / "samba_asr", tmp_path / "site" / "samba_asr", ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {name: value for name, value in os.environ.items() if name != "SAMBA_ASR_MODEL"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "samba_asr.cli", "a.wav"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(tmp_path / "site")},
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    for way in ("--model", "SAMBA_ASR_MODEL", "pretrained/index.json"):
+        assert way in done.stderr
+
+
+# Streams
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for word in ("examples", "SAMBA_ASR_MODEL", "pretrained", "exit status", "--output-dir", "autoregressive"):
+        assert word in out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"samba-asr {__version__}\n"
+
+
+def test_help_takes_no_torch():
+    code = """
+import sys
+from samba_asr.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_names_that_the_output_encoding_lacks(paths, transcripts, tmp_path):
+    strange = tmp_path / "r\u00e9cit \u4e2d.mp3"
+    strange.write_bytes(Path(paths[0]).read_bytes())
+    done = run(strange, strange, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    line = f"{tmp_path}/r\\xe9cit \\u4e2d.mp3\t{transcripts[0].text}\n"
+    assert done.stdout == 2 * line
+
+
+def test_a_reader_that_stops_is_no_traceback(paths):
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "transcribe.py"), *paths], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 141
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_no_traceback(paths):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "transcribe.py"), paths[0]], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr == "samba-asr: standard output: No space left on device\n"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_an_interrupt_is_no_traceback(paths):
+    with subprocess.Popen(
+        [sys.executable, str(ROOT / "transcribe.py"), *paths * 300],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored where tests run in the background
+    ) as process:
+        assert process.stdout.readline().startswith(paths[0])
+        process.send_signal(signal.SIGINT)
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 130
+
+
+def test_progress_shows_on_a_terminal_for_several_files_only(paths, transcripts, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(paths[:1]) == 0
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(paths) == 0
+    out, err = capsys.readouterr()
+    assert f"{len(paths)}/{len(paths)}" in err
+    assert out == "".join(f"{path}\t{transcript.text}\n" for path, transcript in zip(paths, transcripts, strict=True))

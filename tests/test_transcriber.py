@@ -1,0 +1,167 @@
+"""From audio to a transcript."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from samba_asr.audio.load import AudioDecodeError, load_audio
+from samba_asr.config import SearchConfig
+from samba_asr.decoding.search import search_tokens
+from samba_asr.model.checkpoint import load_checkpoint
+from samba_asr.transcriber import Transcriber
+
+
+@pytest.fixture(scope="module", params=["ctc", "autoregressive"])
+def transcriber(request, tiny_checkpoint):
+    return Transcriber.load(tiny_checkpoint, search=request.param)
+
+
+@pytest.fixture(scope="module")
+def waveforms(clips):
+    return [load_audio(path) for path, _ in clips]
+
+
+def test_a_transcript_is_model_search_and_tokenizer_in_a_row(transcriber, tiny_checkpoint, clips, waveforms):
+    model, tokenizer = load_checkpoint(tiny_checkpoint)
+    for (path, _), waveform in zip(clips[:3], waveforms, strict=False):
+        with torch.no_grad():
+            states = model.encode(torch.from_numpy(waveform)[None], torch.tensor([len(waveform)]))
+            tokens = search_tokens(model, *states, SearchConfig(search=transcriber.search.search))
+        transcript = transcriber.transcribe(path)
+        assert transcript.text.split() == tokenizer.decode(tokens[0]).split()
+        assert transcript.duration == pytest.approx(len(waveform) / 16_000)
+        assert transcript.model == "tiny-random"
+
+
+def test_the_text_depends_on_the_audio(transcriber, clips):
+    texts = [transcriber.transcribe(path).text for path, _ in clips]
+    assert len(set(texts)) > len(texts) / 2
+    assert all(texts)
+
+
+def test_words_are_separated_by_single_spaces(transcriber, clips, monkeypatch):
+    monkeypatch.setattr(transcriber.tokenizer, "decode", lambda ids: " two  words ")
+    assert transcriber.transcribe(clips[0][0]).text == "two words"
+
+
+def test_a_batch_equals_one_by_one(transcriber, waveforms):
+    batch = [*waveforms, waveforms[0][:900], np.zeros(0, np.float32), np.zeros(8_000, np.float32)]
+    assert transcriber.transcribe_batch(batch) == [transcriber.transcribe(waveform) for waveform in batch]
+
+
+def test_no_batch_at_all(transcriber):
+    assert transcriber.transcribe_batch([]) == []
+
+
+def test_path_str_and_array_say_the_same(transcriber, clips):
+    path = clips[0][0]
+    expected = transcriber.transcribe(path)
+    assert transcriber.transcribe(str(path)) == expected
+    waveform = load_audio(path)
+    assert transcriber.transcribe(waveform) == expected
+    assert transcriber.transcribe(waveform.astype(np.float64)) == expected
+    assert transcriber.transcribe(np.repeat(waveform, 2)[::2]) == expected  # not contiguous
+
+
+def test_the_caller_s_array_is_left_alone(transcriber, waveforms):
+    waveform = waveforms[0].copy()
+    waveform.flags.writeable = False
+    transcriber.transcribe(waveform)
+    assert np.array_equal(waveform, waveforms[0])
+
+
+@pytest.mark.parametrize("samples", [0, 1, 2, 159, 160, 400, 800, 16_000])
+@pytest.mark.parametrize("level", [0.0, 0.1])
+def test_short_and_silent_clips_give_little(transcriber, samples, level):
+    noise = np.random.default_rng(0).standard_normal(samples).astype(np.float32)
+    transcript = transcriber.transcribe(level * noise)
+    assert transcript.duration == samples / 16_000
+    assert len(transcript.text) <= 200 * max(transcript.duration, 0.1)
+    if samples == 0:
+        assert transcript.text == ""
+
+
+def test_8_khz_stereo(transcriber, waveforms, tmp_path):
+    half = np.stack([waveforms[0][::2], waveforms[0][::2]], axis=1)
+    soundfile.write(tmp_path / "telephone.wav", half, 8_000)
+    transcript = transcriber.transcribe(tmp_path / "telephone.wav")
+    assert transcript.text
+    assert transcript.duration == pytest.approx(len(waveforms[0]) / 16_000, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("audio", "says"),
+    [
+        (np.zeros((2, 100), np.float32), r"\(2, 100\).*mono"),
+        (np.zeros(100, np.int16), "int16.*32768"),
+        (np.array([0.0, np.nan]), "NaN"),
+        (np.array([1e300]), "NaN or infinite"),
+        ([0.0, 0.1], "list"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_other_arrays_are_refused(transcriber, audio, says):
+    with pytest.raises(ValueError, match=says):
+        transcriber.transcribe(audio)
+
+
+def test_files_without_audio_are_refused(transcriber, tmp_path):
+    (tmp_path / "empty.wav").touch()
+    (tmp_path / "text.wav").write_text("Not audio, whatever its name says.\n" * 20)
+    with pytest.raises(FileNotFoundError, match=r"missing\.wav"):
+        transcriber.transcribe(tmp_path / "missing.wav")
+    for name in ("", "empty.wav", "text.wav"):
+        with pytest.raises(AudioDecodeError):
+            transcriber.transcribe(tmp_path / name)
+
+
+def test_search_is_the_checkpoint_s_unless_given(tiny_checkpoint):
+    model, tokenizer = load_checkpoint(tiny_checkpoint)
+    assert Transcriber.load(tiny_checkpoint).search == model.config.search == SearchConfig(search="ctc")
+    assert Transcriber.load(tiny_checkpoint, search="autoregressive").search.search == "autoregressive"
+    mine = SearchConfig(max_tokens_per_second=1.0)
+    assert Transcriber(model, tokenizer, mine).search is mine
+    with pytest.raises(ValueError, match=r"beam.*autoregressive"):
+        Transcriber.load(tiny_checkpoint, search="beam")
+
+
+def test_the_two_searches_differ(tiny_checkpoint, clips):
+    texts = {
+        Transcriber.load(tiny_checkpoint, search=s).transcribe(clips[0][0]).text for s in ("ctc", "autoregressive")
+    }
+    assert len(texts) == 2
+
+
+def test_a_model_in_training_mode_is_switched_to_evaluation(tiny_checkpoint, waveforms):
+    model, tokenizer = load_checkpoint(tiny_checkpoint)
+    transcriber = Transcriber(model.train(), tokenizer)
+    assert not any(module.training for module in model.modules())
+    assert transcriber.transcribe(waveforms[0]) == transcriber.transcribe(waveforms[0])
+
+
+def test_no_gradient_is_recorded(tiny_checkpoint, waveforms, monkeypatch):
+    transcriber = Transcriber.load(tiny_checkpoint)
+    modes = []
+    encode = transcriber.model.encode
+    monkeypatch.setattr(
+        transcriber.model, "encode", lambda *args: modes.append(torch.is_inference_mode_enabled()) or encode(*args)
+    )
+    transcriber.transcribe(waveforms[0])
+    assert modes == [True]
+
+
+@pytest.mark.parametrize("device", ["tpu9", "", "cuda"])
+def test_a_device_that_is_not_there_says_so(tiny_checkpoint, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="cpu"):
+        Transcriber.load(tiny_checkpoint, device=device)
+
+
+def test_a_transcript_is_plain_values(tiny_checkpoint, clips):
+    transcript = Transcriber.load(tiny_checkpoint).transcribe(clips[0][0])
+    assert transcript.to_dict() == {"text": transcript.text, "duration": transcript.duration, "model": "tiny-random"}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        transcript.text = ""
