@@ -6,14 +6,16 @@ from torch import Tensor
 from samba_asr.model.decoder import Decoder
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
+_UNSAID = (BLANK_ID, BOS_ID, EOS_ID)
+
 
 def ctc_greedy(log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
-    """Take the best token of each state, merge repeats, drop blanks.
+    """Take the best token of each state, merge repeats, drop blanks (and begin and end, which mean nothing here).
 
     log_probs: (batch, states, vocab_size); lengths: (batch,) int64. Returns a list of tokens an utterance.
     """
     return [
-        [token for token in torch.unique_consecutive(best[:length]).tolist() if token != BLANK_ID]
+        [token for token in torch.unique_consecutive(best[:length]).tolist() if token not in _UNSAID]
         for best, length in zip(log_probs.argmax(-1).cpu(), lengths.tolist(), strict=True)
     ]
 

@@ -1,0 +1,154 @@
+"""The checkpoint folder: bitwise round trips and clear refusals."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from samba_asr.text.tokenizer import Tokenizer
+
+
+@pytest.fixture
+def folder(tiny_checkpoint, tmp_path):
+    """A checkpoint that a test may damage."""
+    return shutil.copytree(tiny_checkpoint, tmp_path / "model")
+
+
+def test_save_and_load_are_bitwise_equal(folder, tmp_path):
+    model, tokenizer = load_checkpoint(folder)
+    model.features.set_statistics(torch.randn(80), torch.rand(80) + 0.1)
+    save_checkpoint(tmp_path / "again", model, tokenizer, "# card\n")
+    again, same_tokenizer = load_checkpoint(tmp_path / "again")
+    assert again.config == model.config
+    assert same_tokenizer.model_proto == tokenizer.model_proto
+    assert (tmp_path / "again" / "README.md").read_text() == "# card\n"
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    assert not again.training
+    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == [
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "tokenizer.model",
+    ]
+
+
+def test_half_precision_keeps_what_is_delicate(folder, tmp_path):
+    model, tokenizer = load_checkpoint(folder)
+    save_checkpoint(tmp_path / "half", model, tokenizer, "", dtype=torch.float16)
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        delicate = name.startswith("features.") or name.endswith(("A_log", "bias", ".D")) or tensor.dim() < 2
+        assert stored[name].dtype == (torch.float32 if delicate else torch.float16), name
+    half, _ = load_checkpoint(tmp_path / "half")
+    assert {tensor.dtype for tensor in half.state_dict().values()} == {torch.float32}
+    features = torch.randn(1, 60, 80), torch.tensor([60])
+    torch.testing.assert_close(
+        half.encode_features(*features)[0], model.encode_features(*features)[0], rtol=0.02, atol=0.02
+    )
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model"])
+def test_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"lacks {name}"):
+        load_checkpoint(folder)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+        load_checkpoint(tmp_path / "nowhere")
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_other_version(folder):
+    change_config(folder, version=2)
+    with pytest.raises(CheckpointError, match=r"version 2, this program reads version 1"):
+        load_checkpoint(folder)
+
+
+def test_config_that_is_no_json_or_not_ours(folder):
+    change_config(folder, format="whisper")
+    with pytest.raises(CheckpointError, match="no Samba-ASR configuration"):
+        load_checkpoint(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match="not JSON"):
+        load_checkpoint(folder)
+
+
+def change_model_config(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    change_config(folder, model=config["model"] | changes)
+
+
+def test_unknown_key(folder):
+    change_model_config(folder, attention_heads=4)
+    with pytest.raises(CheckpointError, match=r"config.json: model.attention_heads is unknown"):
+        load_checkpoint(folder)
+
+
+def test_wrong_width_and_vocabulary(folder):
+    change_model_config(folder, d_model=48)
+    with pytest.raises(CheckpointError, match=r"has shape \(.*, but config.json asks for \("):
+        load_checkpoint(folder)
+    change_model_config(folder, d_model=32, vocab_size=41)
+    with pytest.raises(CheckpointError, match=r"tokenizer.model has 40 pieces, but config.json says 41"):
+        load_checkpoint(folder)
+
+
+def test_missing_and_unknown_tensors(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["ctc_head.scale"] = tensors.pop("ctc_head.bias")
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"lacks ctc_head.bias and has ctc_head.scale"):
+        load_checkpoint(folder)
+
+
+def test_damaged_weights_and_tokenizer(folder):
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load_checkpoint(folder)
+    (folder / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(CheckpointError, match=r"tokenizer.model"):
+        load_checkpoint(folder)
+
+
+def test_tokenizer_of_another_size_is_not_saved(folder, tmp_path):
+    model, _ = load_checkpoint(folder)
+    other = Tokenizer.train(["a few words for another tokenizer"] * 3, 25)
+    with pytest.raises(ValueError, match="the tokenizer has 25 pieces"):
+        save_checkpoint(tmp_path / "other", model, other, "")
+
+
+def test_loading_reads_no_pickle_and_needs_no_librosa(folder):
+    code = f"""
+import pickle, sys
+def refuse(*args, **kwargs): raise AssertionError("pickle was read")
+pickle.load = pickle.loads = pickle.Unpickler = refuse
+from samba_asr.model.checkpoint import load_checkpoint
+load_checkpoint({str(folder)!r})
+assert "librosa" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_new_model_takes_filters_from_librosa():
+    import librosa
+
+    from samba_asr.config import ModelConfig
+
+    filters = SambaASR(ModelConfig()).features.mel_filters
+    expected = torch.from_numpy(librosa.filters.mel(sr=16_000, n_fft=400, n_mels=80))
+    torch.testing.assert_close(filters, expected)

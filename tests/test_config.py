@@ -1,0 +1,59 @@
+"""Configuration: round trips, presets, and clear refusals."""
+
+import json
+
+import pytest
+
+from samba_asr.config import PRESETS, EncoderConfig, FeatureConfig, MixerConfig, ModelConfig
+from samba_asr.model.asr import SambaASR
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_json_round_trip(name):
+    config = PRESETS[name]
+    assert ModelConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 6), ("small", 15), ("base", 35)])
+def test_preset_sizes(name, millions):
+    parameters = sum(p.numel() for p in SambaASR(PRESETS[name]).parameters())
+    assert parameters == pytest.approx(millions * 1e6, rel=0.05)
+
+
+@pytest.mark.slow
+def test_large_preset_size():
+    assert sum(p.numel() for p in SambaASR(PRESETS["large"]).parameters()) == pytest.approx(120e6, rel=0.05)
+
+
+def test_tiny_is_deep_enough():
+    assert PRESETS["tiny"].encoder.n_layers >= 8
+    assert PRESETS["tiny"].decoder.n_layers >= 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": 3}, "model.layers is unknown"),
+        ({"encoder": {"n_layer": 3}}, "model.encoder.n_layer is unknown"),
+        ({"d_model": "160"}, r"model.d_model \('160'\) must be of type int"),
+        ({"d_model": True}, r"model.d_model \(True\)"),
+        ({"encoder": 3}, r"model.encoder \(3\) must be an object"),
+        ({"d_model": 0}, r"d_model \(0\) must be positive"),
+        ({"d_model": 100}, r"head_dim \(64\) must divide expand \* d_model \(200\)"),
+        ({"vocab_size": 4}, r"vocab_size \(4\)"),
+        ({"encoder": {"mixer": {"kind": "attention"}}}, r"kind \('attention'\) must be one of 'mamba', 'mamba2'"),
+        ({"encoder": {"dropout": 1.0}}, r"dropout \(1.0\) must be in \[0, 1\)"),
+        ({"features": {"win_length": 500}}, r"win_length \(500\) must not exceed n_fft \(400\)"),
+        ({"search": {"search": "beam"}}, r"search \('beam'\)"),
+    ],
+)
+def test_bad_values_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_dict(change)
+
+
+def test_fields_keep_their_defaults():
+    config = ModelConfig.from_dict({"encoder": {"n_layers": 2}})
+    assert config == ModelConfig(encoder=EncoderConfig(n_layers=2))
+    assert config.features == FeatureConfig()
+    assert config.decoder.mixer == MixerConfig()
