@@ -92,7 +92,7 @@ def test_report(results, features, tmp_path):
         assert f"- {name}: " in text
     assert "- `gone.wav`: no such file" in text
     assert "all their words count as deleted" in text
-    assert re.search(r"REF: mister quilter is the \*+ +apostle", text) or re.search(r"REF: .* apostle \*+ of", text)
+    assert re.search(r"REF: mister quilter is the (\* )?\w+( \*+)? +of the", text)
     assert "REF: a b c d\nHYP: a b * *\n         D D" in text
     assert text.count("REF:") == 2  # neither the utterance without errors nor the file that could not be read
 
@@ -150,14 +150,15 @@ def test_low_bands_lie_at_the_bottom_and_time_runs_to_the_right(tmp_path):
 def test_any_text_can_be_a_title(tmp_path):
     config = FeatureConfig()
     features = np.zeros((5, config.n_mels), np.float32)
-    plot_spectrogram(tmp_path / "a.png", features, config, r"costs $5 and $6_{\frac", "")
+    plot_spectrogram(tmp_path / "a.png", features, config, r"costs $\frac{$", "")
     plot_spectrogram(tmp_path / "b.png", features, config, "word " * 2000, "x" * 2000)
     height = matplotlib.image.imread(tmp_path / "b.png").shape[0]
     assert height < 600
 
 
+@pytest.mark.filterwarnings("error")
 def test_an_infinite_rate_has_a_label_and_no_bar(tmp_path):
     buckets = [DurationBucket(0, 2, 1, WER(0, 0, 1, 0)), DurationBucket(30, math.inf, 2, WER(1, 0, 0, 4))]
     assert [bucket_name(bucket) for bucket in buckets] == ["0-2 s", "over 30 s"]
-    plot_wer_by_duration(tmp_path / "a.png", buckets, "a $ title_{")
+    plot_wer_by_duration(tmp_path / "a.png", buckets, r"$\frac{$")
     assert (tmp_path / "a.png").stat().st_size > 1000

@@ -1,0 +1,177 @@
+#!/usr/bin/env python3
+"""Transcribe the sets of some manifests and report their word error rates.
+
+Prints one line a set. With --out, also writes report.md, utterances.jsonl and pictures into a folder.
+Exit code: 0, 1 if a recording could not be read (its words count as deleted), 2 for wrong arguments.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from samba_asr.audio.load import AudioDecodeError, load_audio
+from samba_asr.config import Search
+from samba_asr.evaluation.report import SetResult, combine, summary_line, write_report
+from samba_asr.evaluation.wer import ScoredUtterance
+from samba_asr.training.manifest import Utterance, read_manifest
+from samba_asr.transcriber import Transcriber
+
+DONE, SOME_UNREADABLE, USAGE = 0, 1, 2
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
+    return int(text)
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the command line; exits with code 2 where it is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="checkpoint folder, or a name in pretrained/ (default: as transcribe.py)")
+    parser.add_argument("--manifests", nargs="+", type=Path, required=True, metavar="JSONL", help="one set each")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the report goes (default: no report)")
+    parser.add_argument("--search", choices=get_args(Search), help="how to search (default: the checkpoint's)")
+    parser.add_argument(
+        "--batch-seconds", type=positive, default=60, metavar="S", help="audio in a batch, padding included (60)"
+    )
+    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N utterances of each set")
+    parser.add_argument(
+        "--worst", type=not_negative, default=5, metavar="N", help="worst utterances shown of each set (5)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's)")
+    return parser.parse_args(arguments)
+
+
+def set_names(manifests: Sequence[Path]) -> list[str]:
+    """Return each manifest's stem, or its path where two stems are the same.
+
+    Raises ValueError where a manifest is given twice.
+    """
+    if len({path.resolve() for path in manifests}) < len(manifests):
+        raise ValueError(f"--manifests names a file twice ({' '.join(map(str, manifests))}); give each set once")
+    stems = [path.stem for path in manifests]
+    return [str(path) if stems.count(path.stem) > 1 else path.stem for path in manifests]
+
+
+def read_sets(manifests: Sequence[Path], limit: int | None = None) -> dict[str, list[Utterance]]:
+    """Return each set's first ``limit`` utterances by its name.
+
+    Raises FileNotFoundError or ValueError for a manifest that is missing, wrong or empty.
+    """
+    sets = {}
+    for name, path in zip(set_names(manifests), manifests, strict=True):
+        sets[name] = read_manifest(path)[:limit]
+        if not sets[name]:
+            raise ValueError(f"manifest {path} holds no utterance; give one with at least one line")
+    return sets
+
+
+def make_batches(durations: Sequence[float], batch_seconds: float) -> list[list[int]]:
+    """Return positions in batches of like durations, longest first.
+
+    A batch's size times its longest duration is at most ``batch_seconds``, unless it is one utterance.
+    """
+    batches: list[list[int]] = []
+    for i in sorted(range(len(durations)), key=lambda i: -durations[i]):
+        if batches and durations[batches[-1][0]] * (len(batches[-1]) + 1) <= batch_seconds:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def read_batch(
+    utterances: Sequence[Utterance], batch: Sequence[int], sample_rate: int, unreadable: dict[str, str]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield position and waveform of each recording that can be read; the others' reasons go to ``unreadable``."""
+    for i in batch:
+        try:
+            yield i, load_audio(utterances[i].audio, sample_rate)
+        except (OSError, ValueError) as error:
+            reason = error.reason if isinstance(error, AudioDecodeError) else str(error)
+            unreadable[utterances[i].audio] = reason
+            tqdm.write(f"{utterances[i].audio}: {reason}; its words count as deleted", file=sys.stderr)
+
+
+def transcribe_set(
+    transcriber: Transcriber, name: str, utterances: Sequence[Utterance], batch_seconds: float
+) -> SetResult:
+    """Transcribe a set's recordings, batch by batch, timing the recognition alone."""
+    scored = [ScoredUtterance(u.audio, u.duration, u.text, "", u.speaker, u.corpus) for u in utterances]
+    unreadable: dict[str, str] = {}
+    seconds = 0.0
+    with tqdm(total=len(utterances), desc=name, unit="utt", file=sys.stderr) as progress:
+        for batch in make_batches([u.duration for u in utterances], batch_seconds):
+            read = list(read_batch(utterances, batch, transcriber.sample_rate, unreadable))
+            start = time.perf_counter()
+            transcripts = transcriber.transcribe_batch([waveform for _, waveform in read])
+            seconds += time.perf_counter() - start
+            for (i, _), transcript in zip(read, transcripts, strict=True):
+                scored[i] = replace(scored[i], hypothesis=transcript.text, duration=transcript.duration)
+            progress.update(len(batch))
+    return SetResult(name, scored, seconds, unreadable)
+
+
+def describe(options: argparse.Namespace, arguments: Sequence[str], transcriber: Transcriber) -> dict[str, str]:
+    """Return what a reader of the report needs to make it again."""
+    parameters = sum(parameter.numel() for parameter in transcriber.model.parameters())
+    return {
+        "Command": shlex.join(["python", sys.argv[0], *arguments]),
+        "Model": f"{options.model or transcriber.name}, {parameters / 1e6:.1f} M parameters",
+        "Search": transcriber.search.search,
+        "Device": torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device,
+        "Batches": f"at most {options.batch_seconds} s of audio, padding included",
+        **({"Limit": f"the first {options.limit} utterances of each set"} if options.limit else {}),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parse_arguments(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        sets = read_sets(options.manifests, options.limit)
+        if options.out:
+            options.out.mkdir(parents=True, exist_ok=True)  # a wrong folder shows before the work
+        transcriber = Transcriber.load(options.model, options.device, options.search)
+    except (OSError, ValueError) as error:
+        print(f"evaluate.py: error: {error}", file=sys.stderr)
+        return USAGE
+    transcriber.transcribe_batch([np.zeros(transcriber.sample_rate, np.float32)])  # first calls are slow
+
+    results = []
+    for name, utterances in sets.items():
+        results.append(transcribe_set(transcriber, name, utterances, options.batch_seconds))
+        print(summary_line(results[-1]), flush=True)
+    total = combine(results)
+    print(summary_line(total))
+    if options.out:
+        details = describe(options, arguments, transcriber)
+        report = write_report(options.out, results, details, transcriber.model.features, options.worst)
+        print(f"wrote {report}", file=sys.stderr)
+    return SOME_UNREADABLE if total.unreadable else DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())

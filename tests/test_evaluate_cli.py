@@ -1,0 +1,244 @@
+"""The recipe's evaluate.py: batches, errors, and a whole run with a small model."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+
+from samba_asr.audio.features import librosa_mel_filters
+from samba_asr.config import DecoderConfig, EncoderConfig, MixerConfig, ModelConfig
+from samba_asr.evaluation.report import combine
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.checkpoint import save_checkpoint
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training.manifest import Utterance, write_manifest
+from samba_asr.transcriber import Transcriber
+
+SCRIPT = Path(__file__).parent.parent / "recipes" / "librispeech" / "evaluate.py"
+
+
+@pytest.fixture(scope="module")
+def evaluate():
+    spec = importlib.util.spec_from_file_location("evaluate_recipe", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Counter:
+    """Stands for a Transcriber: hears each waveform's length, in words ten times its seconds."""
+
+    sample_rate = 16_000
+
+    def __init__(self):
+        self.batches = []
+
+    def transcribe_batch(self, waveforms):
+        self.batches.append([len(waveform) / self.sample_rate for waveform in waveforms])
+        return [SimpleNamespace(text=self.words(seconds), duration=seconds) for seconds in self.batches[-1]]
+
+    @staticmethod
+    def words(seconds):
+        return " ".join(["a"] * round(10 * seconds))
+
+
+@pytest.fixture
+def utterances(tmp_path):
+    """Nine recordings of noise of different lengths, whose words are those that the Counter hears."""
+    made = []
+    for tenths in (7, 2, 9, 4, 1, 8, 3, 6, 5):
+        path = tmp_path / f"{tenths}.wav"
+        soundfile.write(path, np.random.default_rng(tenths).normal(0, 0.1, tenths * 1600), 16_000)
+        made.append(Utterance(str(path), tenths / 10, Counter.words(tenths / 10), "someone", "made up"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    """A small model with random weights."""
+    texts = ["the quick brown fox jumps over a lazy dog", "she sells sea shells by the sea shore"]
+    tokenizer = Tokenizer.train(texts, vocab_size=34)
+    mixer = MixerConfig(d_state=8, head_dim=8)
+    config = ModelConfig(
+        vocab_size=34,
+        d_model=16,
+        encoder=EncoderConfig(n_layers=1, d_ff=16, subsampling_channels=4, mixer=mixer),
+        decoder=DecoderConfig(n_layers=1, d_ff=16, mixer=mixer),
+    )
+    folder = tmp_path_factory.mktemp("model") / "random"
+    save_checkpoint(folder, SambaASR(config, librosa_mel_filters(config.features)), tokenizer, "A test's model.")
+    return folder
+
+
+def test_batches_hold_each_utterance_once_within_the_cap(evaluate):
+    durations = np.random.default_rng(0).uniform(0.5, 20, 200).tolist()
+    batches = evaluate.make_batches(durations, 60)
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    assert all(len(batch) * max(durations[i] for i in batch) <= 60 for batch in batches)
+    assert [durations[i] for batch in batches for i in batch] == sorted(durations, reverse=True)
+    # No batch could have taken the next one's first utterance too.
+    assert all((len(batch) + 1) * durations[batch[0]] > 60 for batch in batches[:-1])
+
+
+def test_a_batch_of_one_may_be_longer_than_the_cap(evaluate):
+    assert evaluate.make_batches([5.0, 100.0, 5.0], 10) == [[1], [0, 2]]
+    assert evaluate.make_batches([], 10) == []
+
+
+def test_each_hypothesis_comes_back_to_its_utterance(evaluate, utterances):
+    transcriber = Counter()
+    result = evaluate.transcribe_set(transcriber, "noise", utterances, batch_seconds=2)
+    assert [u.audio for u in result.utterances] == [u.audio for u in utterances]
+    assert [u.reference for u in result.utterances] == [u.text for u in utterances]
+    assert result.wer.errors == 0
+    assert result.wer.words == 45
+    assert result.audio_seconds == pytest.approx(4.5)
+    assert result.utterances[0].speaker == "someone"
+    assert result.utterances[0].corpus == "made up"
+    assert max(map(len, transcriber.batches)) > 2
+    assert all(len(batch) * max(batch) <= 2 for batch in transcriber.batches)
+    assert result.seconds > 0
+
+
+def test_unreadable_files_count_as_deleted_and_stop_nothing(evaluate, utterances, tmp_path, capsys):
+    Path(utterances[0].audio).write_text("this is no sound, whatever its name says; " * 20)
+    Path(utterances[1].audio).unlink()
+    result = evaluate.transcribe_set(Counter(), "noise", utterances, batch_seconds=0.1)
+    assert set(result.unreadable) == {utterances[0].audio, utterances[1].audio}
+    assert (result.wer.deletions, result.wer.errors, result.wer.words) == (9, 9, 45)
+    assert result.audio_seconds == pytest.approx(3.6)
+    errors = capsys.readouterr().err
+    assert utterances[0].audio in errors
+    assert utterances[1].audio in errors
+
+
+def test_names_of_sets(evaluate, tmp_path):
+    assert evaluate.set_names([Path("a/dev-clean.jsonl"), Path("test.jsonl")]) == ["dev-clean", "test"]
+    assert evaluate.set_names([Path("a/dev.jsonl"), Path("b/dev.jsonl")]) == ["a/dev.jsonl", "b/dev.jsonl"]
+    with pytest.raises(ValueError, match="twice"):
+        evaluate.set_names([tmp_path / "a.jsonl", tmp_path / "b" / ".." / "a.jsonl"])
+
+
+@pytest.fixture
+def manifests(utterances, clips, tmp_path):
+    clip_utterances = [Utterance(str(path.resolve()), 5.0, text, "", "clips") for path, text in clips[:3]]
+    write_manifest(tmp_path / "noise.jsonl", utterances)
+    write_manifest(tmp_path / "clips.jsonl", clip_utterances)
+    return [str(tmp_path / "noise.jsonl"), str(tmp_path / "clips.jsonl")]
+
+
+LINE = re.compile(
+    r"(?P<name>\S+): (?P<utterances>\d+) utterances, (?P<words>\d+) words, WER (?P<wer>[\d.]+) % \[[\d.]+, [\d.]+\] "
+    r"\(S (?P<S>\d+), D (?P<D>\d+), I (?P<I>\d+)\), raw WER [\d.]+ %, RTF [\d.]+"
+)
+
+
+def test_a_whole_run(manifests, model_folder, tmp_path):
+    out = tmp_path / "report"
+    arguments = ["--model", model_folder, "--manifests", *manifests, "--out", out, "--worst", "1", "--threads", "1"]
+    done = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [LINE.fullmatch(line) for line in done.stdout.splitlines()]
+    assert all(lines), done.stdout
+    assert [(line["name"], line["utterances"]) for line in lines] == [("noise", "9"), ("clips", "3"), ("all", "12")]
+    for line in lines:
+        errors = sum(int(line[kind]) for kind in "SDI")
+        assert float(line["wer"]) == pytest.approx(100 * errors / int(line["words"]), abs=0.005)
+    assert int(lines[2]["words"]) == int(lines[0]["words"]) + int(lines[1]["words"])
+
+    report = (out / "report.md").read_text(encoding="utf-8")
+    assert f"evaluate.py --model {model_folder} --manifests" in report
+    assert "- Threads: 1" in report
+    assert len(list(out.glob("*-worst-*.png"))) == 2
+
+    transcriber = Transcriber.load(model_folder)
+    rows = [json.loads(row) for row in (out / "utterances.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 12
+    assert any(row["hypothesis"] for row in rows)
+    for row in rows:  # batched equals alone
+        transcript = transcriber.transcribe(row["audio"])
+        assert (row["hypothesis"], row["duration"]) == (transcript.text, transcript.duration)
+
+
+def test_search_limit_and_no_report(evaluate, manifests, model_folder, tmp_path, capsys, monkeypatch):
+    searches = []
+    load = Transcriber.load.__func__
+
+    def spy(cls, *arguments):
+        transcriber = load(cls, *arguments)
+        searches.append(transcriber.search.search)
+        return transcriber
+
+    monkeypatch.setattr(Transcriber, "load", classmethod(spy))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    options = ["--model", str(model_folder), "--manifests", manifests[1], "--limit", "2"]
+    assert evaluate.main([*options, "--search", "autoregressive"]) == 0
+    assert evaluate.main([*options, "--search", "ctc"]) == 0
+    assert searches == ["autoregressive", "ctc"]
+    assert capsys.readouterr().out.count("2 utterances") == 4
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_exit_code_of_an_unreadable_file(evaluate, manifests, utterances, model_folder, tmp_path, capsys):
+    Path(utterances[2].audio).write_bytes(b"")
+    options = ["--model", str(model_folder), "--manifests", manifests[0], "--out", str(tmp_path / "report")]
+    assert evaluate.main(options) == 1
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[0].endswith(", 1 unreadable")
+    assert utterances[2].audio in captured.err
+    report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    assert f"- `{utterances[2].audio}`: " in report
+    assert "all their words count as deleted" in report
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--manifests": ["gone.jsonl"]}, "gone.jsonl"),
+        ({"--manifests": ["empty.jsonl"]}, "holds no utterance"),
+        ({"--manifests": ["wrong.jsonl"]}, "wrong.jsonl:1"),
+        ({"--manifests": ["right.jsonl", "./right.jsonl"]}, "twice"),
+        ({"--model": ["gone"]}, "gone"),
+        ({"--model": ["."]}, "config.json"),
+        ({"--out": ["right.jsonl"]}, "right.jsonl"),
+        ({"--device": ["abacus"]}, "abacus"),
+    ],
+)
+def test_wrong_arguments_are_said_clearly(
+    evaluate, change, message, utterances, model_folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write_manifest("right.jsonl", utterances[:1])
+    Path("empty.jsonl").touch()
+    Path("wrong.jsonl").write_text("no json\n")
+    options = {"--model": [str(model_folder)], "--manifests": ["right.jsonl"]} | change
+    assert evaluate.main([word for name, values in options.items() for word in (name, *values)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("evaluate.py: error: ")
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--limit", "0"], ["--batch-seconds", "0"], ["--threads", "-1"], ["--worst", "-1"], ["--search", "guess"]],
+)
+def test_usage_errors(evaluate, options, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        evaluate.main(["--manifests", "a.jsonl", *options] if options else [])
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+def test_all_sets_of_a_run_can_be_combined(evaluate, utterances):
+    halves = [evaluate.transcribe_set(Counter(), str(i), utterances[i::2], 60) for i in range(2)]
+    assert combine(halves).wer.words == 45
