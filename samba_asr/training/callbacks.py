@@ -1,0 +1,246 @@
+"""What happens beside the training steps: metrics, checkpoints, and stopping in good order."""
+
+import csv
+import logging
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+from tqdm import tqdm
+
+from samba_asr.training.module import TrainingModule
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "step",
+    "position",
+    "minutes",
+    "lr",
+    "loss",
+    "ctc",
+    "decoder",
+    "grad_norm",
+    "audio_hours",
+    "audio_seconds_per_second",
+    "skipped",
+    "dev_loss",
+    "dev_ctc",
+    "dev_decoder",
+    "dev_wer",
+)
+"""Of metrics.csv. Losses are means over the steps since the row before; a cell without a value is empty."""
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Return the rows of a metrics.csv, without their empty cells."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+
+
+def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
+    """Write metrics.csv anew."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+class Metrics(lightning.Callback):
+    """Writes metrics.csv and draws the progress bar (on stderr)."""
+
+    def __init__(self, path: Path, every: int = 10) -> None:
+        self.path = path
+        self.every = every
+        self._sums: dict[str, float] = {}
+        self._count = 0
+        self._seconds = 0.0
+        self._mark = time.monotonic()
+        self._bar: Any = None
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        step = trainer.global_step
+        rows = read_metrics(self.path) if self.path.exists() else []
+        write_metrics(self.path, [row for row in rows if row["step"] <= step])
+        terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=trainer.max_steps,
+            initial=step,
+            unit="step",
+            mininterval=0.5 if terminal else 20.0,
+            miniters=1,
+            dynamic_ncols=terminal,
+            file=sys.stderr,
+        )
+        self._mark = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        now = time.monotonic()
+        self._seconds += now - self._mark
+        self._mark = now
+        if math.isfinite(outputs["total"]) and math.isfinite(outputs["grad_norm"]):
+            for name in ("total", "ctc", "decoder", "grad_norm"):
+                self._sums[name] = self._sums.get(name, 0.0) + outputs[name]
+            self._count += 1
+        self._sums["audio_seconds"] = self._sums.get("audio_seconds", 0.0) + outputs["audio_seconds"]
+        self._bar.n = trainer.global_step
+        if trainer.global_step and trainer.global_step % self.every == 0 and self._count:
+            self._write_window(trainer, pl_module, outputs["lr"])
+        self._bar.update(0)
+
+    def _write_window(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, learning_rate: float
+    ) -> None:
+        means = {name: value / self._count for name, value in self._sums.items() if name != "audio_seconds"}
+        speed = self._sums["audio_seconds"] / self._seconds
+        self._append(
+            trainer,
+            pl_module,
+            {
+                "lr": learning_rate,
+                "loss": means["total"],
+                "ctc": means["ctc"],
+                "decoder": means["decoder"],
+                "grad_norm": means["grad_norm"],
+                "audio_seconds_per_second": speed,
+            },
+        )
+        self._bar.set_postfix_str(f"loss {means['total']:.3f}, lr {learning_rate:.1e}, {speed:.0f} audio s/s", False)
+        self._sums, self._count, self._seconds = {}, 0, 0.0
+
+    def _append(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, values: Mapping[str, float]
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        progress = pl_module.progress
+        row = {
+            "step": trainer.global_step,
+            "position": progress.position,
+            "minutes": round(progress.minutes, 3),
+            "audio_hours": round(progress.audio_seconds / 3600, 4),
+            "skipped": progress.skipped,
+            **{name: float(f"{value:.6g}") for name, value in values.items()},
+        }
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        scores = pl_module.dev_scores
+        if scores is not None:
+            values = {"dev_loss": scores.loss, "dev_ctc": scores.ctc, "dev_decoder": scores.decoder}
+            if scores.wer is not None:
+                values["dev_wer"] = scores.wer
+            self._append(trainer, pl_module, values)
+            wer = "-" if scores.wer is None else f"{100 * scores.wer:.1f} %"
+            line = f"step {trainer.global_step}: dev loss {scores.loss:.3f} "
+            line += f"(ctc {scores.ctc:.3f}, decoder {scores.decoder:.3f}), WER {wer}"
+            tqdm.write(line, file=sys.stderr)
+        self._mark = time.monotonic()
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._bar.close()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return a run's checkpoints, oldest first."""
+    return sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.removeprefix("step=")))
+
+
+class Checkpoints(lightning.Callback):
+    """Saves a checkpoint every so many steps, and a last one however the training ends; keeps the newest."""
+
+    def __init__(self, folder: Path, every: int, keep: int) -> None:
+        self.folder = folder
+        self.every = every
+        self.keep = keep
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        last = trainer.should_stop or trainer.global_step >= trainer.max_steps
+        if trainer.global_step and (trainer.global_step % self.every == 0 or last):
+            self._save(trainer)
+
+    def _save(self, trainer: lightning.Trainer) -> None:
+        path = self.folder / f"step={trainer.global_step}.ckpt"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(path)
+            for old in list_checkpoints(self.folder)[: -self.keep]:
+                old.unlink()
+
+
+class GracefulStop(lightning.Callback):
+    """Ends the training after the current step when time is up or the process is asked to end (SIGINT, SIGTERM).
+
+    A second SIGINT interrupts at once. Must come before :class:`Checkpoints`, which saves the last step.
+    """
+
+    def __init__(self, max_minutes: float | None) -> None:
+        self.max_minutes = max_minutes
+        self.reason: str | None = None
+        self._previous: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name
+        log.warning("%s: stopping after this step; the weights so far are averaged and exported", self.reason)
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, TrainingModule)
+        if self.max_minutes is not None and pl_module.progress.minutes >= self.max_minutes and self.reason is None:
+            self.reason = f"max_minutes ({self.max_minutes}) reached"
+        if self.reason is not None:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}

@@ -1,0 +1,150 @@
+"""Where a run came from (versions.json) and what came of it (the checkpoint's model card)."""
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import subprocess
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samba_asr import __version__
+from samba_asr.config import ModelConfig
+from samba_asr.training.config import TrainingConfig
+from samba_asr.training.manifest import Utterance
+from samba_asr.training.module import DevScores, Progress
+
+_PACKAGES = ("torch", "torchaudio", "lightning", "numpy", "sentencepiece", "librosa", "soundfile", "soxr", "jiwer")
+
+
+def describe_environment(command: Sequence[str]) -> dict[str, Any]:
+    """Return versions, git commit, command line and machine, for versions.json."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "samba_asr": __version__,
+        "python": platform.python_version(),
+        "packages": versions,
+        "git_commit": _git_commit(),
+        "command": shlex.join(command),
+        "machine": _machine(),
+    }
+
+
+def _git_commit() -> str | None:
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + (" with changes" if changed else "")
+
+
+def _machine() -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What the model card says about a run."""
+
+    training: TrainingConfig
+    model: ModelConfig
+    parameters: int
+    train: Sequence[Utterance]
+    dev: Sequence[Utterance]
+    steps: int
+    progress: Progress
+    stopped: str
+    weights: str
+    scores: DevScores
+    environment: dict[str, Any]
+
+
+def model_card(run: RunSummary) -> str:
+    """Return a checkpoint's README.md: data, cost, result and the exact command."""
+    machine = run.environment["machine"]
+    device = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
+    audio_hours = run.progress.audio_seconds / 3600
+    wer = "no words to score" if run.scores.wer is None else f"{100 * run.scores.wer:.2f} %"
+    lines = [
+        "# A Samba-ASR checkpoint",
+        "",
+        f"A state-space speech recogniser with {run.parameters / 1e6:.2f} M parameters, trained by "
+        "`recipes/librispeech/train.py`. It transcribes English speech to lower-case words without punctuation.",
+        "",
+        "## Training data",
+        "",
+        *_corpus_table(run.train),
+        "",
+        "## Training",
+        "",
+        f"- Steps: {run.steps} ({run.stopped}), {run.progress.skipped} skipped; {audio_hours:.2f} h of audio seen in "
+        f"{run.progress.minutes:.1f} minutes of wall-clock time, validation included.",
+        f"- Machine: {device}.",
+        f"- Weights: {run.weights}.",
+        f"- Samba-ASR {run.environment['samba_asr']}, commit {run.environment['git_commit'] or 'unknown'}, "
+        f"torch {run.environment['packages'].get('torch', '?')}, seed {run.training.seed}.",
+        "",
+        "The command:",
+        "",
+        "```",
+        run.environment["command"],
+        "```",
+        "",
+        "## Result",
+        "",
+        f"On {len(run.dev)} utterances ({_hours(run.dev):.2f} h) of the development sets, best path of the CTC head: "
+        f"word error rate {wer} (errors summed over words summed, both sides in whisper-normalizer's English form), "
+        f"loss {run.scores.loss:.3f} (CTC {run.scores.ctc:.3f}, decoder {run.scores.decoder:.3f}, per token). "
+        "`recipes/librispeech/evaluate.py` scores whole sets.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _hours(utterances: Sequence[Utterance]) -> float:
+    return sum(utterance.duration for utterance in utterances) / 3600
+
+
+def _corpus_table(utterances: Sequence[Utterance]) -> list[str]:
+    counts = Counter(utterance.corpus for utterance in utterances)
+    rows = ["| corpus | utterances | hours |", "|---|---|---|"]
+    for corpus, count in sorted(counts.items()):
+        hours = _hours([utterance for utterance in utterances if utterance.corpus == corpus])
+        rows.append(f"| {corpus or 'unnamed'} | {count} | {hours:.2f} |")
+    return [*rows, f"| all | {len(utterances)} | {_hours(utterances):.2f} |"]

@@ -1,0 +1,62 @@
+"""The command line of train.py."""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from samba_asr.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A command line, read."""
+
+    config: TrainingConfig
+    out: Path
+    resume: bool
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Read a YAML file and flags; flags after ``--config`` override the file.
+
+    Exits with status 2 and a line on stderr if a key is unknown or a value is rejected.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="train.py",
+        description="Train a recogniser. RUN_DIR/checkpoint is the result; the rest of RUN_DIR says how it came about.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
+    parser.add_argument("--out", type=str, required=True, metavar="RUN_DIR", help="Folder of the run.")
+    parser.add_argument("--resume", type=bool, default=False, help="true: continue the run in RUN_DIR.")
+    parser.add_class_arguments(TrainingConfig)
+    values = parser.parse_args(list(argv))
+    try:
+        built = parser.instantiate_classes(values)
+        config = TrainingConfig(**{f.name: built[f.name] for f in dataclasses.fields(TrainingConfig)})
+    except ValueError as error:
+        parser.error(str(error))
+    return Arguments(config, Path(built["out"]), built["resume"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, 1 for data or training that failed, 2 for usage."""
+    command = ["python", *sys.argv] if argv is None else ["python", "train.py", *argv]
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+
+    from samba_asr.training.run import train  # takes seconds to import: not for --help
+
+    try:
+        scores = train(arguments.config, arguments.out, arguments.resume, command)
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 1
+    wer = "-" if scores.wer is None else f"{100 * scores.wer:.2f} %"
+    print(f"{arguments.out / 'checkpoint'}: dev loss {scores.loss:.3f}, WER {wer}", file=sys.stderr)
+    return 0

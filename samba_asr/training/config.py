@@ -1,0 +1,173 @@
+"""The settings of a training run: frozen dataclasses, read from YAML and flags by jsonargparse."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from samba_asr.config import ModelConfig
+
+Precision = Literal["32", "bf16"]
+Accelerator = Literal["auto", "cpu", "gpu", "mps"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained on, and how it becomes batches."""
+
+    train: list[str] | str
+    """Training manifests (JSON lines), as made by prepare.py."""
+    dev: list[str] | str
+    """Manifests of the development sets, never trained on."""
+    tokenizer: str
+    """SentencePiece model, as made by prepare.py."""
+    batch_seconds: float = 60.0
+    """Most seconds of audio in a batch, padding included, before speed perturbation."""
+    min_duration: float = 0.3
+    """Shorter utterances are left out (seconds)."""
+    max_duration: float = 20.0
+    """Longer utterances are left out (seconds)."""
+    speed_factors: list[float] = field(default_factory=lambda: [0.9, 1.0, 1.1])
+    """One is drawn for each utterance and epoch; [1.0] switches speed perturbation off."""
+    curriculum: bool = False
+    """Sort the first epoch's batches from short to long."""
+    num_workers: int = 1
+    """Loader processes; 0 loads in the training process."""
+    cache_gigabytes: float = 4.0
+    """Keep decoded audio in memory (16 bits a sample) where the whole training set fits in this; 0: never."""
+    dev_utterances: int = 200
+    """At most this many utterances, spread evenly over the development sets, are scored at each validation."""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.train_manifests), "data.train is empty: name at least one manifest")
+        _require(bool(self.dev_manifests), "data.dev is empty: name at least one manifest")
+        _require(
+            0 <= self.min_duration < self.max_duration,
+            f"data.min_duration ({self.min_duration}) must be below data.max_duration ({self.max_duration})",
+        )
+        _require(
+            self.batch_seconds >= self.max_duration,
+            f"data.batch_seconds ({self.batch_seconds}) must be at least data.max_duration ({self.max_duration})",
+        )
+        _require(
+            bool(self.speed_factors) and min(self.speed_factors) > 0,
+            f"data.speed_factors ({self.speed_factors}) must be a list of positive numbers; [1.0] switches it off",
+        )
+        _require(self.num_workers >= 0, f"data.num_workers ({self.num_workers}) must not be negative")
+        _require(self.dev_utterances > 0, f"data.dev_utterances ({self.dev_utterances}) must be positive")
+
+    @property
+    def train_manifests(self) -> list[str]:
+        """Training manifests as a list."""
+        return [self.train] if isinstance(self.train, str) else list(self.train)
+
+    @property
+    def dev_manifests(self) -> list[str]:
+        """Development manifests as a list."""
+        return [self.dev] if isinstance(self.dev, str) else list(self.dev)
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW and its learning rate."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Not applied to biases, norms and the scan's own parameters."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    """Decay of the two moments."""
+    eps: float = 1e-8
+    """Added to the second moment's root."""
+    warmup_steps: int = 500
+    """The learning rate rises linearly over these."""
+    final_share: float = 0.02
+    """Share of the peak that the cosine ends at."""
+    gradient_clip: float = 5.0
+    """Largest norm of the gradient."""
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "eps", "gradient_clip"):
+            _require(getattr(self, name) > 0, f"optimiser.{name} ({getattr(self, name)}) must be positive")
+        for name in ("weight_decay", "warmup_steps"):
+            _require(getattr(self, name) >= 0, f"optimiser.{name} ({getattr(self, name)}) must not be negative")
+        _require(0 <= self.final_share <= 1, f"optimiser.final_share ({self.final_share}) must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class SpecAugmentConfig:
+    """Masks drawn over the features of training utterances."""
+
+    n_time_masks: int = 5
+    """Masks over time; 0 for none."""
+    time_mask_share: float = 0.05
+    """Longest time mask, as a share of the utterance."""
+    n_freq_masks: int = 2
+    """Masks over mel bands; 0 for none."""
+    freq_mask_bands: int = 27
+    """Widest frequency mask, in mel bands."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A whole training run."""
+
+    data: DataConfig
+    """Corpora and batches."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The recogniser; its vocab_size is taken from the tokenizer."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """AdamW and its learning rate."""
+    spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
+    """Masks over the features."""
+    ctc_weight: float = 0.3
+    """Share of the CTC loss; the rest is the decoder's cross-entropy."""
+    label_smoothing: float = 0.1
+    """Of the decoder's cross-entropy."""
+    max_steps: int = 20_000
+    """Optimiser steps; the learning rate's cosine ends here."""
+    max_minutes: float | None = None
+    """Stop after this wall-clock time, if max_steps has not come first. The cosine then ends at whichever is nearer."""
+    validate_every: int = 500
+    """Steps between validations."""
+    checkpoint_every: int = 250
+    """Steps between checkpoints."""
+    average_last: int = 5
+    """Checkpoints kept, and averaged at the end."""
+    seed: int = 0
+    """Of initial weights, batches, augmentation and dropout."""
+    precision: Precision = "32"
+    """bf16: mixed precision."""
+    accelerator: Accelerator = "auto"
+    """What computes; auto takes a GPU if there is one."""
+    num_threads: int = 0
+    """Threads of the computation on a CPU; 0 leaves torch's own number."""
+    init_from: str | None = None
+    """Checkpoint folder whose weights the run starts from (same shapes, same tokenizer)."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "validate_every", "checkpoint_every", "average_last"):
+            _require(getattr(self, name) > 0, f"{name} ({getattr(self, name)}) must be positive")
+        _require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
+        _require(0 <= self.ctc_weight <= 1, f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
+        _require(0 <= self.label_smoothing < 1, f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")
+        _require(self.seed >= 0, f"seed ({self.seed}) must not be negative")
+        _require(self.num_threads >= 0, f"num_threads ({self.num_threads}) must be 0 (automatic) or positive")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists and numbers, for YAML and for Lightning's hyperparameters."""
+        plain = _plain(dataclasses.asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,47 @@
+"""Pictures of a run's metrics."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from samba_asr.training.callbacks import read_metrics
+
+_PANELS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
+    (
+        "loss per token",
+        (
+            ("loss", "train"),
+            ("ctc", "train, CTC"),
+            ("decoder", "train, decoder"),
+            ("dev_loss", "dev"),
+            ("dev_ctc", "dev, CTC"),
+            ("dev_decoder", "dev, decoder"),
+        ),
+    ),
+    ("dev word error rate, %", (("dev_wer", "CTC, best path"),)),
+    ("learning rate", (("lr", "learning rate"),)),
+    ("audio seconds a second", (("audio_seconds_per_second", "training"),)),
+)
+
+
+def plot_curves(metrics: Path, picture: Path) -> None:
+    """Draw losses, word error rate, learning rate and speed over the steps of a metrics.csv as a PNG."""
+    rows = read_metrics(metrics)
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+        for column, label in curves:
+            points = [(row["step"], row[column]) for row in rows if column in row]
+            if points:
+                steps, values = zip(*points, strict=True)
+                if column == "dev_wer":
+                    values = tuple(100 * value for value in values)
+                dev = column.startswith("dev_")
+                axes.plot(steps, values, label=label, linewidth=1, marker="o" if dev else None, markersize=3)
+        axes.set_title(title)
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.set_ylim(bottom=0)
+        if len(curves) > 1 and axes.lines:
+            axes.legend(fontsize="small")
+    figure.savefig(picture, dpi=120)

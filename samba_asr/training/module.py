@@ -1,0 +1,207 @@
+"""One training step and one validation, as a Lightning module."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from samba_asr.audio.augment import SpecAugment
+from samba_asr.config import SearchConfig
+from samba_asr.decoding.search import search_tokens
+from samba_asr.evaluation.wer import ScoredUtterance, score
+from samba_asr.model.asr import Losses, SambaASR
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training.config import TrainingConfig
+from samba_asr.training.data import Batch, mix_seed
+from samba_asr.training.manifest import Utterance
+from samba_asr.training.schedule import learning_rate_share, run_progress
+
+log = logging.getLogger(__name__)
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+@dataclass
+class Progress:
+    """How far a run is, beyond Lightning's count of optimiser steps. Saved in every checkpoint."""
+
+    position: int = 0
+    """Batches drawn, those of skipped steps included."""
+    audio_seconds: float = 0.0
+    """Audio trained on, padding left out."""
+    minutes: float = 0.0
+    """Wall-clock time."""
+    skipped: int = 0
+    """Steps left out because the loss or its gradient was not finite."""
+
+
+@dataclass(frozen=True)
+class DevScores:
+    """A validation: losses per token, and the word error rate of CTC's best path (None if no word was said)."""
+
+    loss: float
+    ctc: float
+    decoder: float
+    wer: float | None
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return AdamW's parameter groups: weight decay on matrices only.
+
+    Vectors (biases, norms, D, dt_bias ...), A_log and parameters marked ``_no_weight_decay`` have none.
+    """
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            exempt = parameter.ndim < 2 or name.endswith("A_log") or getattr(parameter, "_no_weight_decay", False)
+            (others if exempt else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+class TrainingModule(lightning.LightningModule):
+    """Trains a model on batches of waveforms.
+
+    Everything random in a step follows from the seed and the batch's position in the run, so that a resumed run
+    repeats what the interrupted one would have done.
+    """
+
+    def __init__(
+        self, config: TrainingConfig, model: SambaASR, tokenizer: Tokenizer, dev_utterances: Sequence[Utterance]
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.save_hyperparameters({"training": config.to_dict()})
+        self.config = config
+        self.model = model
+        self.tokenizer = tokenizer
+        self.dev_utterances = dev_utterances
+        self.progress = Progress()
+        self.dev_scores: DevScores | None = None
+        masks = config.spec_augment
+        self.spec_augment = SpecAugment(
+            masks.n_time_masks, masks.time_mask_share, masks.n_freq_masks, masks.freq_mask_bands
+        )
+        self._skipped_in_a_row = 0
+        self._fit_started = time.monotonic()
+        self._minutes_before = 0.0
+        self._dev_sums = torch.zeros(4, dtype=torch.float64)
+        self._dev_scored: list[ScoredUtterance] = []
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        settings = self.config.optimiser
+        return torch.optim.AdamW(
+            parameter_groups(self.model, settings.weight_decay),
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            eps=settings.eps,
+            fused=True,
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["progress"] = dataclasses.asdict(self.progress)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.progress = Progress(**checkpoint["progress"])
+
+    def on_train_start(self) -> None:
+        self._fit_started = time.monotonic()
+        self._minutes_before = self.progress.minutes
+
+    def losses(self, batch: Batch, augment: bool) -> Losses:
+        """Return the losses of a batch, its features masked if ``augment``."""
+        with torch.no_grad():
+            features, feature_lengths = self.model.features(batch.waveforms, batch.waveform_lengths)
+            if augment:
+                features = self.spec_augment(features, feature_lengths)
+        return self.model.loss(
+            features,
+            feature_lengths,
+            batch.tokens,
+            batch.token_lengths,
+            ctc_weight=self.config.ctc_weight,
+            label_smoothing=self.config.label_smoothing,
+        )
+
+    def training_step(self, batch: Batch, batch_index: int) -> dict[str, float]:
+        """Make one optimiser step, or none if the loss or its gradient is not finite; return what is logged."""
+        torch.manual_seed(mix_seed(self.config.seed, self.progress.position))
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
+        learning_rate = self._set_learning_rate(optimizer)
+        losses = self.losses(batch, augment=True)
+        norm = torch.tensor(torch.nan)
+        if bool(torch.isfinite(losses.total)):
+            self.manual_backward(losses.total)
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.gradient_clip)
+        if bool(torch.isfinite(norm)):
+            optimizer.step()
+            self._skipped_in_a_row = 0
+        else:
+            self._skip(losses)
+        optimizer.zero_grad()
+        audio_seconds = float(batch.waveform_lengths.sum()) / self.model.config.features.sample_rate
+        self.progress.position += 1
+        self.progress.audio_seconds += audio_seconds
+        self.progress.minutes = self._minutes_before + (time.monotonic() - self._fit_started) / 60
+        return {
+            "lr": learning_rate,
+            "total": losses.total.item(),
+            "ctc": losses.ctc.item(),
+            "decoder": losses.decoder.item(),
+            "grad_norm": float(norm),
+            "audio_seconds": audio_seconds,
+        }
+
+    def _set_learning_rate(self, optimizer: Any) -> float:
+        settings = self.config.optimiser
+        progress = run_progress(self.global_step, self.config.max_steps, self.progress.minutes, self.config.max_minutes)
+        learning_rate = settings.learning_rate * learning_rate_share(
+            self.global_step, progress, warmup_steps=settings.warmup_steps, final_share=settings.final_share
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        return learning_rate
+
+    def _skip(self, losses: Losses) -> None:
+        self.progress.skipped += 1
+        self._skipped_in_a_row += 1
+        what = "the gradient" if bool(torch.isfinite(losses.total)) else f"the loss ({losses.total.item()})"
+        log.warning("step %d skipped: %s is not finite", self.global_step, what)
+        if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"{what} was not finite {MAX_SKIPPED_IN_A_ROW} times in a row, at step {self.global_step}: "
+                f"lower optimiser.learning_rate ({self.config.optimiser.learning_rate}) or "
+                f"optimiser.gradient_clip ({self.config.optimiser.gradient_clip}), then --resume"
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        self._dev_sums = torch.zeros(4, dtype=torch.float64)
+        self._dev_scored = []
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Add a batch to the sums."""
+        losses = self.losses(batch, augment=False)
+        count = float(batch.token_lengths.sum())
+        values = [losses.total.item() * count, losses.ctc.item() * count, losses.decoder.item() * count, count]
+        self._dev_sums += torch.tensor(values, dtype=torch.float64)
+        encoder_out, encoder_lengths = self.model.encode(batch.waveforms, batch.waveform_lengths)
+        found = search_tokens(self.model, encoder_out, encoder_lengths, SearchConfig(search="ctc"))
+        for place, tokens in zip(batch.places.tolist(), found, strict=True):
+            said = self.dev_utterances[place]
+            words = self.tokenizer.decode(tokens)
+            self._dev_scored.append(
+                ScoredUtterance(said.audio, said.duration, said.text, words, said.speaker, said.corpus)
+            )
+
+    def on_validation_epoch_end(self) -> None:
+        total, ctc, decoder, count = self._dev_sums.tolist()
+        wer = score(self._dev_scored)
+        rate = wer.rate if wer.words else None
+        self.dev_scores = DevScores(total / count, ctc / count, decoder / count, rate)

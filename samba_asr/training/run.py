@@ -1,0 +1,285 @@
+"""A whole training run, from manifests to an exported checkpoint folder."""
+
+import dataclasses
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training.averaging import average_states
+from samba_asr.training.batching import BatchSequence, dev_batches
+from samba_asr.training.callbacks import Checkpoints, GracefulStop, Metrics, list_checkpoints
+from samba_asr.training.card import RunSummary, describe_environment, model_card
+from samba_asr.training.config import TrainingConfig
+from samba_asr.training.curves import plot_curves
+from samba_asr.training.data import (
+    AudioCache,
+    Selection,
+    SpeechDataset,
+    make_loader,
+    read_manifests,
+    select_utterances,
+)
+from samba_asr.training.module import DevScores, TrainingModule
+
+log = logging.getLogger(__name__)
+
+STATISTICS_UTTERANCES = 1_000
+_MODEL_PREFIX = "model."
+
+
+def train(config: TrainingConfig, out: str | Path, resume: bool = False, command: Sequence[str] = ()) -> DevScores:
+    """Train a model and export it to ``out/checkpoint``; return its scores on the development utterances.
+
+    Args:
+        config: all settings.
+        out: the run's folder. Must not exist yet, or be empty, unless ``resume``.
+        resume: continue from the newest checkpoint in ``out``; from the start if there is none.
+        command: command line, for the records.
+
+    Raises:
+        ValueError, FileNotFoundError: settings, files or data that cannot be used.
+        FloatingPointError: losses or gradients were not finite too often in a row.
+    """
+    out = Path(out)
+    last = _open_run(out, resume)
+    _quiet_lightning()
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    if config.model.vocab_size != tokenizer.vocab_size:
+        log.info("vocab_size: %d, from the tokenizer", tokenizer.vocab_size)
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    train_set, dev_set = _select(config, tokenizer)
+    torch.manual_seed(config.seed)
+    model = _build_model(config, tokenizer)
+    if last is None and config.init_from is None and config.model.features.normalisation == "global":
+        set_global_statistics(model, train_set, config.seed)
+    module = TrainingModule(config, model, tokenizer, dev_set.utterances)
+    environment = describe_environment(command)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    (out / "versions.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
+
+    stopped = _fit(config, module, train_set, dev_set, out, last)
+    weights, scores = choose_weights(config, module, dev_set, list_checkpoints(out / "checkpoints"))
+    log.info("exported: %s; dev loss %.3f", weights, scores.loss)
+    summary = RunSummary(
+        training=config,
+        model=config.model,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        train=train_set.utterances,
+        dev=dev_set.utterances,
+        steps=_saved_step(list_checkpoints(out / "checkpoints")[-1]),
+        progress=module.progress,
+        stopped=stopped,
+        weights=weights,
+        scores=scores,
+        environment=environment,
+    )
+    save_checkpoint(out / "checkpoint", model.cpu().eval(), tokenizer, model_card(summary))
+    plot_curves(out / "metrics.csv", out / "curves.png")
+    return scores
+
+
+def _open_run(out: Path, resume: bool) -> Path | None:
+    """Return the checkpoint to resume from, None to start anew."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out must name a folder")
+    if not resume:
+        if out.exists() and any(out.iterdir()):
+            raise ValueError(f"{out} is not empty: continue its run with --resume true, or choose another --out")
+        return None
+    checkpoints = list_checkpoints(out / "checkpoints")
+    if not checkpoints:
+        log.info("%s has no checkpoint: starting anew", out)
+        (out / "metrics.csv").unlink(missing_ok=True)
+        return None
+    return checkpoints[-1]
+
+
+def _quiet_lightning() -> None:
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
+
+
+def _select(config: TrainingConfig, tokenizer: Tokenizer) -> tuple[Selection, Selection]:
+    data = config.data
+    limits = {"min_duration": data.min_duration, "max_duration": data.max_duration}
+    fastest = max(1.0, *data.speed_factors)
+    train_set = select_utterances(
+        read_manifests(data.train_manifests), tokenizer, config.model, **limits, fastest=fastest
+    )
+    dev_set = select_utterances(read_manifests(data.dev_manifests), tokenizer, config.model, **limits)
+    log.info("training: %s", train_set.describe())
+    log.info("development: %s", dev_set.describe())
+    for name, selection in (("data.train", train_set), ("data.dev", dev_set)):
+        if not selection.utterances:
+            raise ValueError(f"no utterance of {name} can be used: {selection.describe()}")
+    return train_set, spread(dev_set, data.dev_utterances)
+
+
+def spread(selection: Selection, count: int) -> Selection:
+    """Keep at most ``count`` utterances, evenly spread."""
+    total = len(selection.utterances)
+    if total <= count:
+        return selection
+    kept = [i * total // count for i in range(count)]
+    return Selection([selection.utterances[i] for i in kept], [selection.tokens[i] for i in kept], selection.left_out)
+
+
+def _build_model(config: TrainingConfig, tokenizer: Tokenizer) -> SambaASR:
+    model = SambaASR(config.model)
+    if config.init_from is not None:
+        initial, its_tokenizer = load_checkpoint(config.init_from)
+        if its_tokenizer.model_proto != tokenizer.model_proto:
+            raise ValueError(
+                f"init_from: {config.init_from} has another tokenizer than data.tokenizer ({config.data.tokenizer}); "
+                f"use {Path(config.init_from) / 'tokenizer.model'}"
+            )
+        try:
+            model.load_state_dict(initial.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"init_from: {config.init_from} is another model than the configured one: {error}"
+            ) from error
+    return model
+
+
+@torch.no_grad()
+def set_global_statistics(model: SambaASR, selection: Selection, seed: int) -> None:
+    """Estimate mean and deviation of each mel band over training utterances, and set them in the model."""
+    order = np.random.default_rng(seed).permutation(len(selection.utterances))[:STATISTICS_UTTERANCES]
+    dataset = SpeechDataset(selection, model.config.features.sample_rate)
+    count = 0
+    total = torch.zeros(model.config.features.n_mels, dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for index in order.tolist():
+        waveform = dataset[0, index].waveform
+        features, lengths = model.features(waveform[None], torch.tensor([len(waveform)]))
+        frames = features[0, : int(lengths[0])].double()
+        count += len(frames)
+        total += frames.sum(0)
+        squares += frames.square().sum(0)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(1e-10).sqrt()
+    model.features.set_statistics(mean.float(), deviation.float())
+
+
+def _train_loader(config: TrainingConfig, selection: Selection, start: int, pin_memory: bool) -> Any:
+    data = config.data
+    durations = [utterance.duration for utterance in selection.utterances]
+    sample_rate = config.model.features.sample_rate
+    fits = AudioCache.gigabytes(durations, sample_rate) <= data.cache_gigabytes
+    dataset = SpeechDataset(
+        selection,
+        sample_rate,
+        speed_factors=data.speed_factors,
+        seed=config.seed,
+        cache=AudioCache(durations, sample_rate) if fits else None,
+    )
+    batches = BatchSequence(durations, data.batch_seconds, config.seed, start_step=start, curriculum=data.curriculum)
+    return make_loader(dataset, batches, data.num_workers, pin_memory)
+
+
+def _dev_loader(config: TrainingConfig, selection: Selection) -> Any:
+    dataset = SpeechDataset(selection, config.model.features.sample_rate)
+    return make_loader(dataset, dev_batches(dataset.durations, config.data.batch_seconds), 0, False)
+
+
+def _trainer(config: TrainingConfig, **settings: Any) -> lightning.Trainer:
+    return lightning.Trainer(
+        accelerator=config.accelerator,
+        devices=1,
+        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        **settings,
+    )
+
+
+def _fit(
+    config: TrainingConfig,
+    module: TrainingModule,
+    train_set: Selection,
+    dev_set: Selection,
+    out: Path,
+    last: Path | None,
+) -> str:
+    """Train; return why the training ended. The module is left on the CPU with the last weights."""
+    start = 0
+    if last is not None:
+        start = torch.load(last, map_location="cpu", weights_only=True)["progress"]["position"]
+        log.info("resuming from %s", last)
+    stop = GracefulStop(config.max_minutes)
+    trainer = _trainer(
+        config,
+        max_epochs=-1,
+        max_steps=config.max_steps,
+        val_check_interval=config.validate_every,
+        check_val_every_n_epoch=None,
+        callbacks=[
+            stop,
+            Metrics(out / "metrics.csv"),
+            Checkpoints(out / "checkpoints", config.checkpoint_every, config.average_last),
+        ],
+    )
+    loader = _train_loader(config, train_set, start, trainer.strategy.root_device.type == "cuda")
+    trainer.fit(module, loader, _dev_loader(config, dev_set), ckpt_path=last, weights_only=True)
+    return stop.reason or f"max_steps ({config.max_steps}) reached"
+
+
+def choose_weights(
+    config: TrainingConfig, module: TrainingModule, dev_set: Selection, checkpoints: Sequence[Path]
+) -> tuple[str, DevScores]:
+    """Load the average of checkpoints into the module's model, or the last of them if its dev loss is lower.
+
+    Returns what was chosen, in words, and its scores.
+    """
+    last = _model_state(checkpoints[-1])
+    module.model.load_state_dict(last)
+    last_scores = _validate(config, module, dev_set)
+    if len(checkpoints) == 1:
+        return f"step {_saved_step(checkpoints[-1])}", last_scores
+    names = [name for name, _ in module.model.named_parameters()]
+    average = average_states((_model_state(path) for path in checkpoints), names)
+    module.model.load_state_dict(average)
+    scores = _validate(config, module, dev_set)
+    steps = ", ".join(str(_saved_step(path)) for path in checkpoints)
+    if scores.loss <= last_scores.loss:
+        return f"the average of steps {steps} (dev loss {scores.loss:.4f}, last step {last_scores.loss:.4f})", scores
+    module.model.load_state_dict(last)
+    what = f"step {_saved_step(checkpoints[-1])} (dev loss {last_scores.loss:.4f}; the average of steps {steps} has "
+    return what + f"{scores.loss:.4f})", last_scores
+
+
+def _validate(config: TrainingConfig, module: TrainingModule, dev_set: Selection) -> DevScores:
+    _trainer(config).validate(module, _dev_loader(config, dev_set), verbose=False)
+    assert module.dev_scores is not None
+    return module.dev_scores
+
+
+def _model_state(checkpoint: Path) -> dict[str, Tensor]:
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    return {name.removeprefix(_MODEL_PREFIX): value for name, value in state.items() if name.startswith(_MODEL_PREFIX)}
+
+
+def _saved_step(checkpoint: Path) -> int:
+    return int(checkpoint.stem.removeprefix("step="))
