@@ -302,6 +302,12 @@ def test_hold_out_by_text_where_speakers_are_too_few():
     assert {u.speaker for u in dev} == {"s0", "s1"}
 
 
+def test_hold_out_by_text_where_one_speaker_has_nearly_all():
+    utterances = [*make(99, speakers=1), Utterance("/last.wav", 1.0, "last", "guest", "c")]
+    _, dev = hold_out(utterances, 0.2)
+    assert len(dev) > 10
+
+
 def test_hold_out_nothing():
     utterances = make(10, speakers=2)
     assert hold_out(utterances, 0.0) == (utterances, [])

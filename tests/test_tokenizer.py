@@ -100,6 +100,8 @@ def test_too_small_a_size_names_the_smallest(texts):
     with pytest.raises(ValueError, match=rf"vocab_size \({smallest - 1}\) must be at least {smallest}"):
         Tokenizer.train(texts, smallest - 1, "bpe")
     assert Tokenizer.train(texts, smallest, "bpe").vocab_size == smallest
+    with pytest.raises(ValueError, match="must be at least 8"):  # the word mark also counts without a space
+        Tokenizer.train(["abc"], 7)
 
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe"])
