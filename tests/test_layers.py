@@ -11,6 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from samba_asr.config import DecoderConfig, EncoderConfig, MixerConfig, ModelConfig
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.checkpoint import save_checkpoint
+from samba_asr.text.tokenizer import Tokenizer
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = "samba_asr"
 
@@ -162,6 +167,20 @@ def loaded_modules(code, *arguments):
 def test_importing_what_transcribes_loads_nothing_heavy(name):
     assert importlib.util.find_spec(name)
     assert loaded_modules(f"import {name}") == []
+
+
+def test_transcribing_a_file_loads_nothing_heavy(quilter, tmp_path):
+    tokenizer = Tokenizer.train(["mister quilter is the apostle of the middle classes"], vocab_size=24)
+    mixer = MixerConfig(d_state=8, head_dim=8)
+    config = ModelConfig(
+        vocab_size=24,
+        d_model=16,
+        encoder=EncoderConfig(n_layers=1, subsampling_channels=4, mixer=mixer),
+        decoder=DecoderConfig(n_layers=1, mixer=mixer),
+    )
+    save_checkpoint(tmp_path, SambaASR(config), tokenizer, "A test's model.")
+    code = "import sys; from samba_asr.cli import main; assert main(sys.argv[1:]) == 0"
+    assert loaded_modules(code, quilter, "--model", tmp_path) == []
 
 
 def test_heavy_modules_would_be_seen():
