@@ -54,7 +54,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     """
     out = Path(out)
     last = _open_run(out, resume)
-    _quiet_lightning()
+    quiet_lightning()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     tokenizer = Tokenizer.load(config.data.tokenizer)
@@ -109,7 +109,8 @@ def _open_run(out: Path, resume: bool) -> Path | None:
     return checkpoints[-1]
 
 
-def _quiet_lightning() -> None:
+def quiet_lightning() -> None:
+    """Keep Lightning's notices and advice out of the log."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
@@ -179,7 +180,8 @@ def set_global_statistics(model: SambaASR, selection: Selection, seed: int) -> N
     model.features.set_statistics(mean.float(), deviation.float())
 
 
-def _train_loader(config: TrainingConfig, selection: Selection, start: int, pin_memory: bool) -> Any:
+def train_loader(config: TrainingConfig, selection: Selection, start: int, pin_memory: bool) -> Any:
+    """Return the endless loader of a run's batches, from batch number ``start`` on."""
     data = config.data
     durations = [utterance.duration for utterance in selection.utterances]
     sample_rate = config.model.features.sample_rate
@@ -200,7 +202,8 @@ def _dev_loader(config: TrainingConfig, selection: Selection) -> Any:
     return make_loader(dataset, dev_batches(dataset.durations, config.data.batch_seconds), 0, False)
 
 
-def _trainer(config: TrainingConfig, **settings: Any) -> lightning.Trainer:
+def make_trainer(config: TrainingConfig, **settings: Any) -> lightning.Trainer:
+    """Return a Trainer on one device that prints and writes nothing by itself."""
     return lightning.Trainer(
         accelerator=config.accelerator,
         devices=1,
@@ -229,7 +232,7 @@ def _fit(
         start = torch.load(last, map_location="cpu", weights_only=True)["progress"]["position"]
         log.info("resuming from %s", last)
     stop = GracefulStop(config.max_minutes)
-    trainer = _trainer(
+    trainer = make_trainer(
         config,
         max_epochs=-1,
         max_steps=config.max_steps,
@@ -241,7 +244,7 @@ def _fit(
             Checkpoints(out / "checkpoints", config.checkpoint_every, config.average_last),
         ],
     )
-    loader = _train_loader(config, train_set, start, trainer.strategy.root_device.type == "cuda")
+    loader = train_loader(config, train_set, start, trainer.strategy.root_device.type == "cuda")
     trainer.fit(module, loader, _dev_loader(config, dev_set), ckpt_path=last, weights_only=True)
     return stop.reason or f"max_steps ({config.max_steps}) reached"
 
@@ -271,7 +274,7 @@ def choose_weights(
 
 
 def _validate(config: TrainingConfig, module: TrainingModule, dev_set: Selection) -> DevScores:
-    _trainer(config).validate(module, _dev_loader(config, dev_set), verbose=False)
+    make_trainer(config).validate(module, _dev_loader(config, dev_set), verbose=False)
     assert module.dev_scores is not None
     return module.dev_scores
 
