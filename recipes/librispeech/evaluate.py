@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from samba_asr.audio.load import AudioDecodeError, load_audio
+from samba_asr.audio.load import load_audio
 from samba_asr.config import Search
 from samba_asr.evaluation.report import SetResult, combine, summary_line, write_report
 from samba_asr.evaluation.wer import ScoredUtterance
@@ -107,9 +107,9 @@ def read_batch(
         try:
             yield i, load_audio(utterances[i].audio, sample_rate)
         except (OSError, ValueError) as error:
-            reason = error.reason if isinstance(error, AudioDecodeError) else str(error)
-            unreadable[utterances[i].audio] = reason
-            tqdm.write(f"{utterances[i].audio}: {reason}; its words count as deleted", file=sys.stderr)
+            path = utterances[i].audio
+            unreadable[path] = str(error).removeprefix(f"{path}: ")
+            tqdm.write(f"{path}: {unreadable[path]}; its words count as deleted", file=sys.stderr)
 
 
 def transcribe_set(
