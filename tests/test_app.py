@@ -141,7 +141,7 @@ def test_in_chromium_an_uploaded_clip_s_words_appear(browser, url, transcriber, 
 
     browser.get(url)
     wait_for(lambda: find("input[type=file]"))[0].send_keys(str(text_file))
-    assert "text.wav is not audio" in wait_for(lambda: find(".toast-body"))[0].text
+    wait_for(lambda: [toast for toast in find(".toast-body") if "text.wav is not audio" in toast.text])
 
     requests = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     asked = {r["params"]["request"]["url"] for r in requests if r["method"] == "Network.requestWillBeSent"}
