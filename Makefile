@@ -5,6 +5,7 @@
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
+.NOTPARALLEL:
 .PHONY: help transcribe test test-slow lint format demo clean
 
 VENV := .venv
@@ -55,8 +56,10 @@ $(VENV)/.core $(VENV)/.demo $(VENV)/.dev: pyproject.toml | $(VENV)/.created
 	$(BIN)/python -m pip install --quiet --editable '$(PACKAGE)' >&2
 	@touch $@
 
+# An environment that is already there and works is kept.
 $(VENV)/.created:
-	@python=; for candidate in $${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14}; do \
+	@if $(BIN)/python -c 'import pip, sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then exit 0; fi; \
+	python=; for candidate in $${PYTHON:-python3 python3.13 python3.12 python3.11 python3.14}; do \
 		if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
 	done; \
 	if [ -z "$$python" ]; then \
