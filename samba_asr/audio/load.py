@@ -199,7 +199,7 @@ def _ffmpeg_duration(file: io.FileIO) -> float:
     try:
         with _open_ffmpeg(file) as container:
             stream = container.streams.best("audio")
-            if stream is None:
+            if not isinstance(stream, av.AudioStream) or _rate_problem(stream.codec_context.sample_rate):
                 return 0.0
             if stream.duration is not None and stream.time_base is not None:
                 seconds = float(stream.duration * stream.time_base)
