@@ -3,7 +3,6 @@
 # Both set up .venv first, on a fresh machine too; everything but the result goes to standard error.
 # PYTHON=python3.12 picks the interpreter (3.11 or newer). pip's own configuration is honoured.
 
-MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help transcribe test test-slow lint format demo clean
@@ -16,7 +15,7 @@ PORT ?= 7860
 export AUDIO PYTHON
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n "1,4s/^# //p" Makefile
 	@echo 'Also: make lint, format, demo [PORT=7860], test-slow, clean'
 
 transcribe: $(VENV)/.core
