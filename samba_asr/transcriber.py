@@ -57,12 +57,15 @@ class Transcriber:
         return self.transcribe_batch([waveform])[0]
 
     def transcribe_batch(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
-        """Transcribe waveforms at once; each transcript is the one that :meth:`transcribe` gives."""
+        """Transcribe waveforms at once; each transcript is the one that :meth:`transcribe` gives.
+
+        Where every sample is zero, or there is none, the text is empty: no model is asked what it makes of nothing.
+        """
         arrays = [_checked(waveform) for waveform in waveforms]
-        heard = [array for array in arrays if len(array)]
-        texts = iter(self._texts(heard) if heard else [])
+        sounding = [array for array in arrays if array.any()]
+        texts = iter(self._texts(sounding) if sounding else [])
         return [
-            Transcript(next(texts) if len(array) else "", len(array) / self.sample_rate, self.name) for array in arrays
+            Transcript(next(texts) if array.any() else "", len(array) / self.sample_rate, self.name) for array in arrays
         ]
 
     @torch.inference_mode()
