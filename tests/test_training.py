@@ -1,0 +1,390 @@
+"""Training through the real code: overfitting real clips, resuming, averaging, stopping, skipping."""
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from samba_asr.audio.load import load_audio
+from samba_asr.config import DecoderConfig, EncoderConfig, FeatureConfig, MixerConfig, ModelConfig, SearchConfig
+from samba_asr.decoding.search import search_tokens
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
+from samba_asr.text.normalization import normalize_for_training
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training import run as training_run
+from samba_asr.training.callbacks import list_checkpoints, read_metrics
+from samba_asr.training.config import DataConfig, OptimiserConfig, SpecAugmentConfig, TrainingConfig
+from samba_asr.training.data import SpeechDataset, read_manifests, select_utterances
+from samba_asr.training.manifest import Utterance, write_manifest
+from samba_asr.training.module import TrainingModule, parameter_groups
+from samba_asr.training.run import set_global_statistics, spread, train
+from samba_asr.training.schedule import learning_rate_share, run_progress
+
+
+@pytest.fixture(scope="module")
+def corpus(clips, tmp_path_factory):
+    """A manifest of the four shortest clips and a tokenizer trained on their words."""
+    folder = tmp_path_factory.mktemp("corpus")
+    utterances = [Utterance(str(p), len(load_audio(p)) / 16_000, text, "reader", "clips") for p, text in clips]
+    utterances = sorted(utterances, key=lambda utterance: utterance.duration)[:4]
+    write_manifest(folder / "clips.jsonl", utterances)
+    Tokenizer.train([normalize_for_training(u.text) for u in utterances], 48).save(folder / "tokenizer.model")
+    return folder
+
+
+def small_model(**features) -> ModelConfig:
+    mixer = MixerConfig(d_state=16, head_dim=16)
+    return ModelConfig(
+        d_model=32,
+        features=FeatureConfig(**features),
+        encoder=EncoderConfig(n_layers=1, d_ff=32, subsampling_channels=4, dropout=0.1, drop_path=0.1, mixer=mixer),
+        decoder=DecoderConfig(n_layers=1, d_ff=32, dropout=0.1, mixer=mixer),
+    )
+
+
+def settings(corpus, **changes) -> TrainingConfig:
+    data = DataConfig(
+        train=str(corpus / "clips.jsonl"),
+        dev=[str(corpus / "clips.jsonl")],
+        tokenizer=str(corpus / "tokenizer.model"),
+        batch_seconds=9.0,
+        max_duration=9.0,
+        num_workers=0,
+    )
+    config = TrainingConfig(
+        data=data,
+        model=small_model(),
+        optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=5),
+        max_steps=12,
+        validate_every=5,
+        checkpoint_every=4,
+        average_last=3,
+        accelerator="cpu",
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def weights_of(out):
+    return load_checkpoint(out / "checkpoint")[0].state_dict()
+
+
+def last_state(out):
+    return torch.load(list_checkpoints(out / "checkpoints")[-1], weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def whole_run(corpus, tmp_path_factory):
+    """An uninterrupted run of 12 steps."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    scores = train(settings(corpus), out, command=["python", "train.py", "--some flag"])
+    return out, scores
+
+
+def test_a_run_leaves_its_files_and_a_checkpoint_that_loads(whole_run, corpus):
+    out, scores = whole_run
+    assert {path.name for path in out.iterdir()} == {
+        "checkpoint",
+        "checkpoints",
+        "config.yaml",
+        "curves.png",
+        "metrics.csv",
+        "versions.json",
+    }
+    assert [path.name for path in list_checkpoints(out / "checkpoints")] == [
+        "step=4.ckpt",
+        "step=8.ckpt",
+        "step=12.ckpt",
+    ]
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    expected = settings(corpus)
+    vocab_size = Tokenizer.load(corpus / "tokenizer.model").vocab_size
+    expected = dataclasses.replace(expected, model=dataclasses.replace(expected.model, vocab_size=vocab_size))
+    assert config == expected.to_dict()
+    versions = json.loads((out / "versions.json").read_text())
+    assert versions["packages"]["torch"] == torch.__version__ and versions["command"] == "python train.py '--some flag'"
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    model, tokenizer = load_checkpoint(out / "checkpoint")
+    assert tokenizer.model_proto == Tokenizer.load(corpus / "tokenizer.model").model_proto
+    card = (out / "checkpoint" / "README.md").read_text()
+    assert "python train.py '--some flag'" in card and "| clips | 4 |" in card and "Steps: 12 (max_steps (12)" in card
+    assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters" in card
+    assert f"loss {scores.loss:.3f}" in card and f"{100 * scores.wer:.2f} %" in card
+
+
+def test_metrics_say_what_happened(whole_run):
+    out, _ = whole_run
+    rows = read_metrics(out / "metrics.csv")
+    train_rows = [row for row in rows if "loss" in row]
+    dev_rows = [row for row in rows if "dev_loss" in row]
+    assert [row["step"] for row in train_rows] == [10] and [row["step"] for row in dev_rows] == [5, 10]
+    row = train_rows[0]
+    assert row["position"] == 10 and row["skipped"] == 0 and row["audio_seconds_per_second"] > 0
+    assert row["loss"] == pytest.approx(0.3 * row["ctc"] + 0.7 * row["decoder"], rel=1e-4)
+    share = learning_rate_share(9, 9 / 12, warmup_steps=5, final_share=0.02)
+    assert row["lr"] == pytest.approx(3e-3 * share, rel=1e-5)
+    assert all(0 <= row["dev_wer"] < 5 for row in dev_rows)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_resumed_run_equals_an_uninterrupted_one(whole_run, corpus, tmp_path, workers, monkeypatch):
+    config = settings(corpus)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=workers))
+    out = tmp_path / "run"
+    steps = 0
+    step = TrainingModule.training_step
+
+    def step_and_signal(self, batch, batch_index):
+        nonlocal steps
+        steps += 1
+        if steps == 7:  # not a multiple of anything
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch, batch_index)
+
+    monkeypatch.setattr(TrainingModule, "training_step", step_and_signal)
+    before = signal.getsignal(signal.SIGTERM)
+    train(config, out)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert steps == 7 and [p.name for p in list_checkpoints(out / "checkpoints")] == ["step=4.ckpt", "step=7.ckpt"]
+    assert "SIGTERM" in (out / "checkpoint" / "README.md").read_text()
+    train(config, out, resume=True)
+    assert steps == 12
+    whole, _ = whole_run
+    expected, found = last_state(whole), last_state(out)
+    assert found["global_step"] == 12 and found["progress"]["position"] == 12
+    assert found["progress"]["audio_seconds"] == expected["progress"]["audio_seconds"]
+    for name, value in expected["state_dict"].items():
+        assert torch.equal(found["state_dict"][name], value), name
+    for key, moments in expected["optimizer_states"][0]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(found["optimizer_states"][0]["state"][key][name], value)
+    assert dev_rows(out) == dev_rows(whole)
+
+
+def dev_rows(out):
+    """Steps and losses of the regular validations (Lightning adds one where a run is stopped)."""
+    rows = read_metrics(out / "metrics.csv")
+    return [(row["step"], row["dev_loss"]) for row in rows if "dev_loss" in row and row["step"] % 5 == 0]
+
+
+def test_the_seed_matters(whole_run, corpus, tmp_path):
+    train(settings(corpus, seed=1), tmp_path / "run")
+    other = last_state(tmp_path / "run")["state_dict"]
+    assert any(not torch.equal(other[name], value) for name, value in last_state(whole_run[0])["state_dict"].items())
+
+
+def test_a_used_folder_needs_resume(whole_run, corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"is not empty.*--resume true"):
+        train(settings(corpus), whole_run[0])
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file"):
+        train(settings(corpus), tmp_path / "file")
+
+
+def test_the_average_is_exported_only_if_it_is_not_worse(whole_run, corpus, monkeypatch):
+    out, _ = whole_run
+    checkpoints = list_checkpoints(out / "checkpoints")
+    tokenizer = Tokenizer.load(corpus / "tokenizer.model")
+    config = settings(corpus)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    selection = selected(config)
+    module = TrainingModule(config, SambaASR(config.model), tokenizer, selection.utterances)
+    states = [torch.load(path, weights_only=True)["state_dict"] for path in checkpoints]
+    name = "model.ctc_head.weight"
+    mean = np.mean([state[name].double().numpy() for state in states], axis=0).astype(np.float32)
+    scores = training_run._validate(config, module, selection)
+    for average_loss, chosen in (
+        (1.0, mean),
+        (2.0, mean),
+        (2.5, states[-1][name].numpy()),
+        (math.nan, states[-1][name]),
+    ):
+        losses = iter([2.0, average_loss])
+        monkeypatch.setattr(
+            training_run, "_validate", lambda *_, losses=losses: dataclasses.replace(scores, loss=next(losses))
+        )
+        what, found = training_run.choose_weights(config, module, selection, checkpoints)
+        np.testing.assert_array_equal(module.model.ctc_head.weight.detach().numpy(), chosen)
+        if average_loss <= 2.0:
+            assert what.startswith("the average of steps 4, 8, 12") and found.loss == average_loss
+        else:
+            assert what.startswith("step 12 (") and found.loss == 2.0
+
+
+def test_what_was_exported_has_the_dev_loss_that_was_reported(whole_run, corpus):
+    out, scores = whole_run
+    model, tokenizer = load_checkpoint(out / "checkpoint")
+    config = dataclasses.replace(settings(corpus), model=model.config)
+    selection = selected(config)
+    module = TrainingModule(config, model, tokenizer, selection.utterances)
+    assert training_run._validate(config, module, selection).loss == pytest.approx(scores.loss, rel=1e-6)
+
+
+def selected(config):
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    utterances = read_manifests(config.data.train_manifests)
+    return select_utterances(utterances, tokenizer, config.model, min_duration=0.3, max_duration=9.0)
+
+
+def test_time_ends_a_run_and_the_cosine(corpus, tmp_path, monkeypatch):
+    clock = itertools.count(0.0, 15.0)  # a quarter of a minute at each look
+    monkeypatch.setattr("samba_asr.training.module.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    train(settings(corpus, max_minutes=2.0, max_steps=1000), tmp_path / "run")
+    state = last_state(tmp_path / "run")
+    assert 2.0 <= state["progress"]["minutes"] < 3.0 and 3 <= state["global_step"] <= 8
+    assert "max_minutes (2.0) reached" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
+
+
+def test_steps_that_are_not_finite_are_skipped(corpus, tmp_path, monkeypatch, caplog):
+    clean = TrainingModule.losses
+
+    def losses(self, batch, augment):
+        found = clean(self, batch, augment)
+        factor = {2: torch.nan, 5: torch.inf}.get(self.progress.position, 1.0) if augment else 1.0
+        return found._replace(total=found.total * factor)
+
+    monkeypatch.setattr(TrainingModule, "losses", losses)
+    train(settings(corpus), tmp_path / "run")
+    state = last_state(tmp_path / "run")
+    assert state["global_step"] == 12 and state["progress"]["position"] == 14 and state["progress"]["skipped"] == 2
+    assert all(value.isfinite().all() for value in state["state_dict"].values() if value.is_floating_point())
+    assert sum("not finite" in record.message for record in caplog.records) == 2
+    assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["skipped"] == 2
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing(corpus, tmp_path, monkeypatch):
+    norm = torch.nn.utils.clip_grad_norm_
+    calls = 0
+
+    def clip(parameters, limit):
+        nonlocal calls
+        calls += 1
+        parameters = list(parameters)
+        if calls > 4:
+            parameters[0].grad.fill_(torch.nan)
+        return norm(parameters, limit)
+
+    monkeypatch.setattr("samba_asr.training.module.nn.utils.clip_grad_norm_", clip)
+    with pytest.raises(FloatingPointError, match="the gradient was not finite 20 times in a row, at step 4"):
+        train(settings(corpus), tmp_path / "run")
+    assert calls == 24
+    state = last_state(tmp_path / "run")
+    assert all(value.isfinite().all() for value in state["state_dict"].values() if value.is_floating_point())
+
+
+def test_weight_decay_is_for_matrices():
+    model = SambaASR(small_model())
+    decayed, others = parameter_groups(model, 0.1)
+    assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    ids = [id(parameter) for group in (decayed, others) for parameter in group["params"]]
+    assert sorted(ids) == sorted(names)
+    exempt = {names[id(parameter)] for parameter in others["params"]}
+    for name, parameter in model.named_parameters():
+        vector = parameter.ndim < 2 or name.rpartition(".")[2] in ("bias", "A_log", "D", "dt_bias")
+        assert (name in exempt) is vector, name
+
+
+def test_a_parameter_may_decline_weight_decay():
+    layer = torch.nn.Linear(3, 3)
+    layer.weight._no_weight_decay = True
+    decayed, others = parameter_groups(layer, 0.1)
+    assert not decayed["params"] and len(others["params"]) == 2
+
+
+def test_the_learning_rate_rises_and_falls():
+    def share(step):
+        return learning_rate_share(step, step / 1000, warmup_steps=100, final_share=0.1)
+
+    assert 0 < share(0) < 0.011 and share(49) == pytest.approx(0.5, rel=0.01)
+    assert share(100) == max(share(step) for step in range(100, 1001)) > 0.97
+    assert share(500) == pytest.approx(0.55) and share(1000) == pytest.approx(0.1) == share(2000)
+    assert learning_rate_share(0, 0.0, warmup_steps=0, final_share=0.1) == 1.0
+    assert run_progress(10, 100, 5.0, None) == 0.1
+    assert run_progress(10, 100, 5.0, 20.0) == 0.25 and run_progress(90, 100, 5.0, 20.0) == 0.9
+
+
+def test_global_statistics_normalise_the_training_data(corpus):
+    config = settings(corpus, model=small_model(normalisation="global"))
+    selection = selected(config)
+    model = SambaASR(config.model)
+    set_global_statistics(model, selection, seed=0)
+    frames = []
+    dataset = SpeechDataset(selection, 16_000)
+    for place in range(len(dataset)):
+        waveform = dataset[0, place].waveform
+        features, lengths = model.features(waveform[None], torch.tensor([len(waveform)]))
+        frames.append(features[0, : int(lengths[0])])
+    frames = torch.cat(frames).double().numpy()
+    np.testing.assert_allclose(frames.mean(0), 0, atol=1e-3)
+    np.testing.assert_allclose(frames.std(0), 1, atol=1e-3)
+
+
+def test_global_statistics_reach_the_checkpoint(corpus, tmp_path):
+    train(settings(corpus, model=small_model(normalisation="global"), max_steps=1), tmp_path / "run")
+    state = weights_of(tmp_path / "run")
+    assert state["features.std"].std() > 0 and state["features.mean"].std() > 0
+
+
+def test_a_run_starts_from_a_checkpoints_weights(whole_run, corpus, tmp_path):
+    out, _ = whole_run
+    optimiser = OptimiserConfig(learning_rate=1e-12, warmup_steps=0, weight_decay=0.0)
+    config = settings(corpus, init_from=str(out / "checkpoint"), optimiser=optimiser, max_steps=1)
+    train(config, tmp_path / "run")
+    for name, value in weights_of(out).items():
+        torch.testing.assert_close(weights_of(tmp_path / "run")[name], value, atol=1e-9, rtol=0)
+    wider = dataclasses.replace(config, model=dataclasses.replace(small_model(), d_model=64))
+    with pytest.raises(ValueError, match="another model than the configured one"):
+        train(wider, tmp_path / "wider")
+    model, _ = load_checkpoint(out / "checkpoint")
+    other = Tokenizer.train(["the cat sat on the mat with another cat and a dog"] * 3, 23)
+    model = SambaASR(dataclasses.replace(model.config, vocab_size=other.vocab_size))
+    save_checkpoint(tmp_path / "other", model, other, "")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        train(dataclasses.replace(config, init_from=str(tmp_path / "other")), tmp_path / "again")
+
+
+def test_utterances_for_validation_are_spread_over_the_sets(corpus):
+    selection = selected(settings(corpus))
+    assert spread(selection, 10) is selection
+    two = spread(selection, 2)
+    assert two.utterances == selection.utterances[::2] and two.tokens == selection.tokens[::2]
+
+
+def test_four_real_clips_are_learnt_by_heart(corpus, tmp_path):
+    mixer = MixerConfig(d_state=16, head_dim=32)
+    model = ModelConfig(
+        d_model=64,
+        encoder=EncoderConfig(n_layers=2, d_ff=128, subsampling_channels=8, dropout=0.0, mixer=mixer),
+        decoder=DecoderConfig(n_layers=1, d_ff=128, dropout=0.0, mixer=mixer),
+    )
+    config = settings(
+        corpus,
+        model=model,
+        data=dataclasses.replace(settings(corpus).data, batch_seconds=30.0, speed_factors=[1.0]),
+        optimiser=OptimiserConfig(learning_rate=5e-3, warmup_steps=10, final_share=0.1),
+        spec_augment=SpecAugmentConfig(n_time_masks=0, n_freq_masks=0),
+        ctc_weight=0.5,
+        label_smoothing=0.0,
+        max_steps=150,
+        validate_every=150,
+        checkpoint_every=5,
+        average_last=3,
+    )
+    scores = train(config, tmp_path / "run")
+    assert scores.wer == 0.0
+    learnt, tokenizer = load_checkpoint(tmp_path / "run" / "checkpoint")
+    for utterance in selected(config).utterances:
+        waveform = torch.from_numpy(load_audio(utterance.audio))
+        states = learnt.encode(waveform[None], torch.tensor([len(waveform)]))
+        for search in ("ctc", "autoregressive"):
+            tokens = search_tokens(learnt, *states, SearchConfig(search=search))[0]
+            assert tokenizer.decode(tokens) == normalize_for_training(utterance.text), search
