@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samba_asr.ssm.padding import check_lengths, mask_padding
+from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 
 
 def causal_conv1d(
@@ -22,7 +22,9 @@ def causal_conv1d(
 
     With ``reverse`` a frame sees those after it, up to its sequence's own end. Returns y, shaped like x, and the last
     width - 1 frames seen (in order of time), which start the next call. y's padding is not 0: mask it, or let a scan.
+    Raises ValueError for shapes that do not fit.
     """
+    _check(x, weight, bias, initial_state)
     batch, time, _ = x.shape
     check_lengths(lengths, batch, time)
     width = weight.shape[2]
@@ -43,14 +45,30 @@ def causal_conv1d(
         last_state, filters = padded.gather(1, ends), weight
     # A Conv2d of height one takes channels-last memory as it is; a depthwise conv1d is ten times slower on a CPU.
     image = padded.transpose(1, 2).unsqueeze(2)  # (batch, channels, 1, time + width - 1)
+    bias = None if bias is None else bias.to(x.dtype)
     y = F.conv2d(image, filters.unsqueeze(2).to(x.dtype), bias, groups=x.shape[2]).squeeze(2).transpose(1, 2)
     return F.silu(y), last_state
 
 
 def causal_conv1d_step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> tuple[Tensor, Tensor]:
     """Advance one frame: x (batch, channels), state (batch, width - 1, channels). Returns y and the new state."""
+    _check(x.unsqueeze(1), weight, bias, state)
     window = torch.cat([state.to(x.dtype), x.unsqueeze(1)], 1)
     y = (window * weight.squeeze(1).T.to(x.dtype)).sum(1)
     if bias is not None:
         y = y + bias.to(x.dtype)
     return F.silu(y), window[:, 1:]
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor | None) -> None:
+    if x.dim() != 3:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, time, channels)")
+    batch, _, channels = x.shape
+    if weight.dim() != 3 or tuple(weight.shape[:2]) != (channels, 1):
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, width)")
+    check_shapes(
+        {
+            "bias": (bias, (channels,)),
+            "initial_state": (initial_state, (batch, weight.shape[2] - 1, channels)),
+        }
+    )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from samba_asr.config import MixerConfig
 from samba_asr.ssm.conv import causal_conv1d, causal_conv1d_step
-from samba_asr.ssm.padding import mask_padding
+from samba_asr.ssm.padding import check_lengths, mask_padding
 from samba_asr.ssm.scan import selective_scan, selective_scan_step
 from samba_asr.ssm.ssd import ssd_scan, ssd_step
 
@@ -44,6 +44,16 @@ def _decay_rates(A_log: Tensor) -> Tensor:
     return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
 
 
+def _zero_state(A_log: Tensor, *shape: int) -> Tensor:
+    return A_log.new_zeros(shape, dtype=torch.promote_types(A_log.dtype, torch.float32))
+
+
+def _check_input(x: Tensor, lengths: Tensor | None, d_model: int) -> None:
+    if x.dim() != 3 or x.shape[2] != d_model:
+        raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, time, {d_model})")
+    check_lengths(lengths, *x.shape[:2])
+
+
 class Mamba(nn.Module):
     """Mamba mixer (arXiv 2312.00752)."""
 
@@ -67,14 +77,14 @@ class Mamba(nn.Module):
         """Return the state before any frame."""
         weight = self.in_proj.weight
         conv = weight.new_zeros(batch, self.conv1d.kernel_size[0] - 1, self.d_inner)
-        ssm = torch.zeros(batch, self.d_inner, self.d_state, device=weight.device, dtype=self.A_log.dtype)
-        return MixerState(conv, ssm)
+        return MixerState(conv, _zero_state(self.A_log, batch, self.d_inner, self.d_state))
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, state: MixerState | None = None, reverse: bool = False
     ) -> tuple[Tensor, MixerState]:
         """x: (batch, time, d_model); lengths: (batch,) int64. Returns y, shaped like x, 0 on padding, and the state
-        after each sequence's own last frame (its first, if reverse)."""
+        after each sequence's own last frame (its first, if reverse). Raises ValueError for shapes that do not fit."""
+        _check_input(x, lengths, self.in_proj.in_features)
         state = state or self.initial_state(len(x))
         x, z = self.in_proj(mask_padding(x, lengths)).chunk(2, -1)
         x, conv = causal_conv1d(x, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)
@@ -120,7 +130,7 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:
         """x, z: (..., size)."""
-        return F.rms_norm(x * F.silu(z), self.weight.shape, self.weight, self.eps)
+        return F.rms_norm(x * F.silu(z), self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Mamba2(nn.Module):
@@ -130,6 +140,8 @@ class Mamba2(nn.Module):
         super().__init__()
         self.d_inner = config.expand * d_model
         self.d_state, self.head_dim, self.chunk_size = config.d_state, config.head_dim, config.chunk_size
+        if self.d_inner % self.head_dim:
+            raise ValueError(f"head_dim ({self.head_dim}) must divide expand * d_model ({self.d_inner})")
         self.heads = self.d_inner // self.head_dim
         self.d_conv_channels = self.d_inner + 2 * self.d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + self.d_conv_channels + self.heads, bias=False)
@@ -144,13 +156,13 @@ class Mamba2(nn.Module):
         """Return the state before any frame."""
         weight = self.in_proj.weight
         conv = weight.new_zeros(batch, self.conv1d.kernel_size[0] - 1, self.d_conv_channels)
-        shape = (batch, self.heads, self.head_dim, self.d_state)
-        return MixerState(conv, torch.zeros(shape, device=weight.device, dtype=self.A_log.dtype))
+        return MixerState(conv, _zero_state(self.A_log, batch, self.heads, self.head_dim, self.d_state))
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, state: MixerState | None = None, reverse: bool = False
     ) -> tuple[Tensor, MixerState]:
         """As :meth:`Mamba.forward`."""
+        _check_input(x, lengths, self.in_proj.in_features)
         state = state or self.initial_state(len(x))
         z, mixed, delta = self._project(mask_padding(x, lengths))
         mixed, conv = causal_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)

@@ -1,4 +1,6 @@
-"""Masks for batches of sequences of different lengths."""
+"""Masks for batches of sequences of different lengths, and the checks of what a layer is given."""
+
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +17,13 @@ def mask_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
         return x
     mask = ~valid_mask(lengths, x.shape[1])
     return x.masked_fill(mask.reshape(mask.shape + (1,) * (x.dim() - 2)), 0.0)
+
+
+def check_shapes(expected: Mapping[str, tuple[Tensor | None, Sequence[int]]]) -> None:
+    """Raise ValueError, with its name, for the first tensor that has not the shape beside it. None has any."""
+    for name, (tensor, shape) in expected.items():
+        if tensor is not None and tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
 
 
 def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:

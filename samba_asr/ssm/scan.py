@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samba_asr.ssm.padding import check_lengths, mask_padding
+from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 
 Backend = Literal["auto", "reference", "torch"]
 CHUNK = 64
@@ -46,7 +46,7 @@ def selective_scan(
     float64 input). Returns y (batch, time, channels) in u's type and, if asked, the state (batch, channels, state)
     after the last frame scanned. Raises ValueError for shapes that do not fit.
     """
-    _check_shapes(u, delta, A, B, C, lengths, initial_state)
+    _check(u, delta, A, B, C, D, z, delta_bias, lengths, initial_state)
     if backend not in ("auto", *_BACKENDS):
         raise ValueError(f"backend ({backend!r}) must be 'auto', {', '.join(map(repr, _BACKENDS))}")
     batch, _, channels = u.shape
@@ -54,19 +54,19 @@ def selective_scan(
     compute = torch.float64 if u.dtype == torch.float64 else torch.float32
 
     with torch.autocast(u.device.type, enabled=False):
-        u_, step, A_, B_, C_ = (tensor.to(compute) for tensor in (u, delta, A, B, C))
+        u_, step, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (u, delta, B, C))
         if delta_bias is not None:
             step = step + delta_bias.to(compute)
         if delta_softplus:
             step = F.softplus(step)
-        u_, step, B_, C_ = (mask_padding(tensor, lengths) for tensor in (u_, step, B_, C_))
+        step = mask_padding(step, lengths)  # again: softplus(0 + bias) is not 0
         if initial_state is None:
             initial_state = u_.new_zeros(batch, channels, d_state)
         grouped = (groups, channels // groups)
         y, state = _BACKENDS["torch" if backend == "auto" else backend](
             u_.unflatten(2, grouped),
             step.unflatten(2, grouped),
-            A_.unflatten(0, grouped),
+            A.to(compute).unflatten(0, grouped),
             B_.reshape(*B.shape[:2], groups, d_state),
             C_.reshape(*C.shape[:2], groups, d_state),
             initial_state.to(compute).unflatten(1, grouped),
@@ -111,8 +111,17 @@ def selective_scan_step(
     return y.squeeze(1), new_state
 
 
-def _check_shapes(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, lengths: Tensor | None, initial_state: Tensor | None
+def _check(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
 ) -> None:
     if u.dim() != 3:
         raise ValueError(f"u has shape {tuple(u.shape)}, expected (batch, time, channels)")
@@ -124,12 +133,17 @@ def _check_shapes(
         raise ValueError(f"B has {groups} groups, which must divide the {channels} channels")
     d_state = A.shape[1]
     by_time = (batch, time, d_state) if B.dim() == 3 else (batch, time, groups, d_state)
-    expected = {"delta": (delta, tuple(u.shape)), "B": (B, by_time), "C": (C, by_time)}
-    if initial_state is not None:
-        expected["initial_state"] = (initial_state, (batch, channels, d_state))
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
+    check_shapes(
+        {
+            "delta": (delta, u.shape),
+            "B": (B, by_time),
+            "C": (C, by_time),
+            "D": (D, (channels,)),
+            "z": (z, u.shape),
+            "delta_bias": (delta_bias, (channels,)),
+            "initial_state": (initial_state, (batch, channels, d_state)),
+        }
+    )
     check_lengths(lengths, batch, time)
 
 

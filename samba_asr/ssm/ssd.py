@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samba_asr.ssm.padding import check_lengths, mask_padding
+from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 
 
 def ssd_scan(
@@ -35,21 +35,24 @@ def ssd_scan(
     changes speed, never values. Returns y, shaped like x, and, if asked, the state (batch, heads, head_dim, state)
     after the last frame scanned. Raises ValueError for shapes that do not fit.
     """
-    _check_shapes(x, delta, A, B, C, lengths, initial_state, chunk_size)
+    _check(x, delta, A, B, C, D, delta_bias, initial_state)
+    check_lengths(lengths, *x.shape[:2])
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size ({chunk_size}) must be positive")
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     batch, time, heads, head_dim = x.shape
     with torch.autocast(x.device.type, enabled=False):
-        x_, step, A_, B_, C_ = (tensor.to(compute) for tensor in (x, delta, A, B, C))
+        x_, step, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (x, delta, B, C))
         if delta_bias is not None:
             step = step + delta_bias.to(compute)
         if delta_softplus:
             step = F.softplus(step)
-        x_, step, B_, C_ = (mask_padding(tensor, lengths) for tensor in (x_, step, B_, C_))
+        step = mask_padding(step, lengths)  # again: softplus(0 + bias) is not 0
         if initial_state is None:
             state = x_.new_zeros(batch, B.shape[-1], heads, head_dim)
         else:
             state = initial_state.to(compute).permute(0, 3, 1, 2)  # (batch, state, heads, head_dim)
-        y, state = _chunked(x_, step, A_, B_, C_, state, reverse, min(chunk_size, max(time, 1)))
+        y, state = _chunked(x_, step, A.to(compute), B_, C_, state, reverse, min(chunk_size, max(time, 1)))
         if D is not None:
             y = y + x_ * D.to(compute).unsqueeze(-1)
         y = y.to(x.dtype)
@@ -69,6 +72,7 @@ def ssd_step(
 ) -> tuple[Tensor, Tensor]:
     """Advance one frame: x (batch, heads, head_dim), delta (batch, heads), B, C (batch, state), state (batch, heads,
     head_dim, state). Returns y (batch, heads, head_dim) and the new state."""
+    _check(x.unsqueeze(1), delta.unsqueeze(1), A, B.unsqueeze(1), C.unsqueeze(1), D, delta_bias, state)
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     with torch.autocast(x.device.type, enabled=False):
         x_, step, B_, C_ = (tensor.to(compute) for tensor in (x, delta, B, C))
@@ -85,34 +89,31 @@ def ssd_step(
     return y.to(x.dtype), state
 
 
-def _check_shapes(
+def _check(
     x: Tensor,
     delta: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
-    lengths: Tensor | None,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
     initial_state: Tensor | None,
-    chunk_size: int,
 ) -> None:
     if x.dim() != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, time, heads, head_dim)")
     batch, time, heads, head_dim = x.shape
     if B.dim() != 3 or tuple(B.shape[:2]) != (batch, time):
         raise ValueError(f"B has shape {tuple(B.shape)}, expected ({batch}, {time}, state)")
-    expected = {
-        "delta": (delta, (batch, time, heads)),
-        "A": (A, (heads,)),
-        "C": (C, tuple(B.shape)),
-    }
-    if initial_state is not None:
-        expected["initial_state"] = (initial_state, (batch, heads, head_dim, B.shape[2]))
-    for name, (tensor, shape) in expected.items():
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {shape}")
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size ({chunk_size}) must be positive")
-    check_lengths(lengths, batch, time)
+    check_shapes(
+        {
+            "delta": (delta, (batch, time, heads)),
+            "A": (A, (heads,)),
+            "C": (C, B.shape),
+            "D": (D, (heads,)),
+            "delta_bias": (delta_bias, (heads,)),
+            "initial_state": (initial_state, (batch, heads, head_dim, B.shape[2])),
+        }
+    )
 
 
 def _chunked(
