@@ -138,7 +138,7 @@ def test_a_failed_input_leaves_no_output_and_no_rubbish(text_file, tmp_path, cap
 def test_an_output_that_cannot_be_written_fails_its_input_alone(paths, tmp_path, capsys):
     out = tmp_path / "out"
     (out / f"{Path(paths[0]).stem}.txt").mkdir(parents=True)
-    assert main(["--output-dir", str(out), *paths[:2]]) == 1
+    assert main(["--output-dir", str(out), paths[1], paths[0]]) == 1
     assert capsys.readouterr().err.startswith(f"samba-asr: {paths[0]}: ")
     assert (out / f"{Path(paths[1]).stem}.txt").is_file()
     assert len(list(out.iterdir())) == 2
