@@ -136,8 +136,6 @@ def _decode_sndfile(file: io.FileIO) -> _Decoded:
     rate, problem = 0, ""
     try:
         with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-            if sound.format == "MP3":
-                return _joined([], rate, "is MPEG audio")
             rate = sound.samplerate
             missing = sound.frames
             while len(block := sound.read(max(BLOCK // sound.channels, 1), dtype="float32", always_2d=True)):
@@ -154,7 +152,7 @@ def _sndfile_duration(file: io.FileIO) -> float:
     """Return seconds, or 0 if the header does not tell."""
     try:
         with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-            known = sound.format != "MP3" and 0 < sound.frames < 1 << 40 and not _rate_problem(sound.samplerate)
+            known = 0 < sound.frames < 1 << 40 and not _rate_problem(sound.samplerate)
             return float(sound.frames / sound.samplerate) if known else 0.0
     except (soundfile.LibsndfileError, RuntimeError):
         return 0.0
