@@ -15,6 +15,7 @@ def torchaudio_transforms() -> ModuleType | None:
     raises OSError. Its transforms do not need that library, so a stand-in takes the place of the module that loads it.
     """
     try:
+        importlib.import_module("torchaudio")
         return importlib.import_module("torchaudio.transforms")
     except (OSError, ImportError, RuntimeError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "torchaudio":
