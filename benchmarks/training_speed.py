@@ -1,6 +1,9 @@
 """Audio seconds a second of training: loading, augmentation, joint loss, backward and optimiser.
 
-python benchmarks/training_speed.py --manifests OUT/librispeech-train-clean-5.jsonl --tokenizer OUT/tokenizer.model
+OMP_WAIT_POLICY=passive, which train.py sets by itself, keeps threads from spinning while another process wants a core.
+
+OMP_WAIT_POLICY=passive python benchmarks/training_speed.py \\
+    --manifests OUT/librispeech-train-clean-5.jsonl --tokenizer OUT/tokenizer.model
 """
 
 import argparse
