@@ -38,7 +38,8 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     parser.add_class_arguments(TrainingConfig)
     values = parser.parse_args(list(argv))
     try:
-        built = parser.instantiate_classes(values)
+        instantiate = getattr(parser, "instantiate", parser.instantiate_classes)  # renamed in jsonargparse 4.49
+        built = instantiate(values)
         config = TrainingConfig(**{f.name: built[f.name] for f in dataclasses.fields(TrainingConfig)})
     except ValueError as error:
         parser.error(str(error))
@@ -59,7 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         scores = train(arguments.config, arguments.out, arguments.resume, command)
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
+        message = str(error)
+        if message.startswith("Caught "):  # in a loader process, with its whole traceback
+            message = message.strip().splitlines()[-1]
+        print(f"train.py: error: {message}", file=sys.stderr)
         return 1
     wer = "-" if scores.wer is None else f"{100 * scores.wer:.2f} %"
     print(f"{arguments.out / 'checkpoint'}: dev loss {scores.loss:.3f}, WER {wer}", file=sys.stderr)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from samba_asr.audio.augment import SpeedPerturbation
-from samba_asr.audio.load import load_audio
+from samba_asr.audio.load import AudioDecodeError, load_audio
 from samba_asr.config import ModelConfig
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import BLANK_ID, Tokenizer
@@ -188,7 +188,10 @@ class SpeechDataset(Dataset[Example]):
     def _samples(self, index: int) -> np.ndarray:
         samples = self.cache.get(index) if self.cache is not None else None
         if samples is None:
-            waveform = load_audio(self.utterances[index].audio, self.sample_rate)
+            try:
+                waveform = load_audio(self.utterances[index].audio, self.sample_rate)
+            except AudioDecodeError as error:  # a loader process can only hand on exceptions made of one string
+                raise ValueError(f"{error}; take it out of the manifest") from error
             samples = np.round(np.clip(waveform, -1.0, 1.0) * _INT16_MAX).astype(np.int16)
             if self.cache is not None:
                 self.cache.put(index, samples)

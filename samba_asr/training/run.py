@@ -130,6 +130,9 @@ def _select(config: TrainingConfig, tokenizer: Tokenizer) -> tuple[Selection, Se
     for name, selection in (("data.train", train_set), ("data.dev", dev_set)):
         if not selection.utterances:
             raise ValueError(f"no utterance of {name} can be used: {selection.describe()}")
+        missing = [utterance.audio for utterance in selection.utterances if not Path(utterance.audio).is_file()]
+        if missing:
+            raise FileNotFoundError(f"{len(missing)} audio files of {name} do not exist, the first: {missing[0]}")
     return train_set, spread(dev_set, data.dev_utterances)
 
 
