@@ -178,7 +178,7 @@ def dev_rows(out):
 def test_mixed_precision_keeps_the_weights_in_float32(whole_run, corpus, tmp_path):
     train(settings(corpus, precision="bf16"), tmp_path / "run")
     found, expected = read_metrics(tmp_path / "run" / "metrics.csv"), read_metrics(whole_run[0] / "metrics.csv")
-    losses = [[row["loss"] for row in rows if "loss" in row][0] for rows in (found, expected)]
+    losses = [next(row["loss"] for row in rows if "loss" in row) for rows in (found, expected)]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
     assert all(value.dtype == torch.float32 for value in weights_of(tmp_path / "run").values())
 
