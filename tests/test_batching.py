@@ -196,7 +196,8 @@ def test_batches_depend_neither_on_workers_nor_on_the_cache_nor_on_the_global_ge
         if cache is not None:
             assert all(cache.get(i) is not None for i in range(6))  # also what worker processes decoded
         for batch, other in zip(reference, found, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(batch, other, strict=True))
+            for a, b in zip(batch, other, strict=True):  # workers have one thread: sums may round otherwise
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
 def test_an_item_leaves_the_global_generator_alone(tones):
