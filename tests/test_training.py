@@ -23,7 +23,7 @@ from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training import run as training_run
 from samba_asr.training.callbacks import list_checkpoints, read_metrics
 from samba_asr.training.config import DataConfig, OptimiserConfig, SpecAugmentConfig, TrainingConfig
-from samba_asr.training.data import SpeechDataset, read_manifests, select_utterances
+from samba_asr.training.data import SpeechDataset, collate, read_manifests, select_utterances
 from samba_asr.training.manifest import Utterance, write_manifest
 from samba_asr.training.module import TrainingModule, parameter_groups
 from samba_asr.training.run import set_global_statistics, spread, train
@@ -131,6 +131,10 @@ def test_metrics_say_what_happened(whole_run):
     assert row["loss"] == pytest.approx(0.3 * row["ctc"] + 0.7 * row["decoder"], rel=1e-4)
     share = learning_rate_share(9, 9 / 12, warmup_steps=5, final_share=0.02)
     assert row["lr"] == pytest.approx(3e-3 * share, rel=1e-5)
+    share = learning_rate_share(11, 11 / 12, warmup_steps=5, final_share=0.02)
+    groups = last_state(out)["optimizer_states"][0]["param_groups"]
+    assert [group["lr"] for group in groups] == [3e-3 * share] * 2
+    assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
     assert all(0 <= row["dev_wer"] < 5 for row in dev_rows)
 
 
@@ -155,8 +159,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(whole_run, corpus, tmp_path, 
     assert signal.getsignal(signal.SIGTERM) == before
     assert steps == 7 and [p.name for p in list_checkpoints(out / "checkpoints")] == ["step=4.ckpt", "step=7.ckpt"]
     assert "SIGTERM" in (out / "checkpoint" / "README.md").read_text()
+    if workers == 0:  # as if the process had died before it could save its last step
+        (out / "checkpoints" / "step=7.ckpt").unlink()
     train(config, out, resume=True)
-    assert steps == 12
+    assert steps == (15 if workers == 0 else 12)
     whole, _ = whole_run
     expected, found = last_state(whole), last_state(out)
     assert found["global_step"] == 12 and found["progress"]["position"] == 12
@@ -181,6 +187,22 @@ def test_mixed_precision_keeps_the_weights_in_float32(whole_run, corpus, tmp_pat
     losses = [next(row["loss"] for row in rows if "loss" in row) for rows in (found, expected)]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
     assert all(value.dtype == torch.float32 for value in weights_of(tmp_path / "run").values())
+
+
+def test_features_are_masked_in_training_alone(corpus):
+    config = settings(corpus, model=dataclasses.replace(small_model(), vocab_size=48))
+    model = SambaASR(config.model)
+    selection = selected(config)
+    module = TrainingModule(config, model, Tokenizer.load(config.data.tokenizer), selection.utterances)
+    seen = []
+    model.loss = lambda features, *_, **__: seen.append(features)
+    batch = collate([SpeechDataset(selection, 16_000)[0, 0]])
+    module.losses(batch, augment=False)
+    module.losses(batch, augment=True)
+    plain, _ = model.features(batch.waveforms, batch.waveform_lengths)
+    assert torch.equal(seen[0], plain)
+    changed = (seen[1] != plain).float().mean()
+    assert 0.05 < changed < 0.95 and seen[1].shape == plain.shape
 
 
 def test_the_seed_matters(whole_run, corpus, tmp_path):
@@ -245,10 +267,16 @@ def selected(config):
 def test_time_ends_a_run_and_the_cosine(corpus, tmp_path, monkeypatch):
     clock = itertools.count(0.0, 15.0)  # a quarter of a minute at each look
     monkeypatch.setattr("samba_asr.training.module.time", SimpleNamespace(monotonic=lambda: next(clock)))
-    train(settings(corpus, max_minutes=2.0, max_steps=1000), tmp_path / "run")
+    config = settings(corpus, max_minutes=2.0, max_steps=1000)
+    train(config, tmp_path / "run")
     state = last_state(tmp_path / "run")
-    assert 2.0 <= state["progress"]["minutes"] < 3.0 and 3 <= state["global_step"] <= 8
+    assert state["progress"]["minutes"] == 2.0 and state["global_step"] == 8
     assert "max_minutes (2.0) reached" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
+    share = learning_rate_share(7, 1.75 / 2, warmup_steps=5, final_share=0.02)
+    assert state["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(3e-3 * share)
+    train(dataclasses.replace(config, max_minutes=3.0), tmp_path / "run", resume=True)
+    state = last_state(tmp_path / "run")
+    assert state["progress"]["minutes"] == 3.0 and state["global_step"] == 12
 
 
 def test_steps_that_are_not_finite_are_skipped(corpus, tmp_path, monkeypatch, caplog):
@@ -256,16 +284,17 @@ def test_steps_that_are_not_finite_are_skipped(corpus, tmp_path, monkeypatch, ca
 
     def losses(self, batch, augment):
         found = clean(self, batch, augment)
-        factor = {2: torch.nan, 5: torch.inf}.get(self.progress.position, 1.0) if augment else 1.0
-        return found._replace(total=found.total * factor)
+        damage = {2: lambda x: x + torch.nan, 5: lambda x: x * torch.inf, 6: lambda x: x * torch.nan} if augment else {}
+        return found._replace(total=damage.get(self.progress.position, lambda x: x)(found.total))
 
+    monkeypatch.setattr("samba_asr.training.module.MAX_SKIPPED_IN_A_ROW", 3)
     monkeypatch.setattr(TrainingModule, "losses", losses)
     train(settings(corpus), tmp_path / "run")
     state = last_state(tmp_path / "run")
-    assert state["global_step"] == 12 and state["progress"]["position"] == 14 and state["progress"]["skipped"] == 2
+    assert state["global_step"] == 12 and state["progress"]["position"] == 15 and state["progress"]["skipped"] == 3
     assert all(value.isfinite().all() for value in state["state_dict"].values() if value.is_floating_point())
-    assert sum("not finite" in record.message for record in caplog.records) == 2
-    assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["skipped"] == 2
+    assert sum("not finite" in record.message for record in caplog.records) == 3
+    assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["skipped"] == 3
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(corpus, tmp_path, monkeypatch):
@@ -288,8 +317,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing(corpus, tmp_path, monkeyp
     assert all(value.isfinite().all() for value in state["state_dict"].values() if value.is_floating_point())
 
 
-def test_weight_decay_is_for_matrices():
-    model = SambaASR(small_model())
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_weight_decay_is_for_matrices(kind):
+    config = small_model()
+    mixer = dataclasses.replace(config.encoder.mixer, kind=kind)
+    model = SambaASR(dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, mixer=mixer)))
     decayed, others = parameter_groups(model, 0.1)
     assert decayed["weight_decay"] == 0.1 and others["weight_decay"] == 0.0
     names = {id(parameter): name for name, parameter in model.named_parameters()}

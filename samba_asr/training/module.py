@@ -136,11 +136,9 @@ class TrainingModule(lightning.LightningModule):
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
         learning_rate = self._set_learning_rate(optimizer)
         losses = self.losses(batch, augment=True)
-        norm = torch.tensor(torch.nan)
-        if bool(torch.isfinite(losses.total)):
-            self.manual_backward(losses.total)
-            norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.gradient_clip)
-        if bool(torch.isfinite(norm)):
+        self.manual_backward(losses.total)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.gradient_clip)
+        if bool(torch.isfinite(losses.total) & torch.isfinite(norm)):
             optimizer.step()
             self._skipped_in_a_row = 0
         else:
