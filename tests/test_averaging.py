@@ -37,8 +37,9 @@ def test_sums_are_not_rounded_to_the_parameters_type():
     assert abs(average_states(given, {"weight"})["weight"].item() / expected - 1) < 2**-8
 
 
-def test_the_states_are_left_as_they_were():
-    given = states(2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_states_are_left_as_they_were(dtype):
+    given = states(2, dtype)
     copies = [{name: value.clone() for name, value in state.items()} for state in given]
     average_states(given, {"weight", "bias"})
     for state, copy in zip(given, copies, strict=True):

@@ -205,8 +205,10 @@ def test_features_are_masked_in_training_alone(corpus):
     assert 0.05 < changed < 0.95 and seen[1].shape == plain.shape
 
 
-def test_the_seed_matters(whole_run, corpus, tmp_path):
-    train(settings(corpus, seed=1), tmp_path / "run")
+def test_the_seed_matters_and_old_checkpoints_go(whole_run, corpus, tmp_path):
+    train(settings(corpus, seed=1, average_last=1), tmp_path / "run")
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["step=12.ckpt"]
+    assert "Weights: step 12.\n" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
     other = last_state(tmp_path / "run")["state_dict"]
     assert any(not torch.equal(other[name], value) for name, value in last_state(whole_run[0])["state_dict"].items())
 

@@ -205,12 +205,11 @@ class GracefulStop(lightning.Callback):
     def __init__(self, max_minutes: float | None) -> None:
         self.max_minutes = max_minutes
         self.reason: str | None = None
-        self._previous: dict[int, Any] = {}
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
+                signal.signal(number, self._handle)  # Lightning restores what was there before it started
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.reason is not None and number == signal.SIGINT:
@@ -231,16 +230,3 @@ class GracefulStop(lightning.Callback):
             self.reason = f"max_minutes ({self.max_minutes}) reached"
         if self.reason is not None:
             trainer.should_stop = True
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._restore()
-
-    def on_exception(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
-    ) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
