@@ -137,7 +137,7 @@ def manifests(utterances, clips, tmp_path):
 
 LINE = re.compile(
     r"(?P<name>\S+): (?P<utterances>\d+) utterances, (?P<words>\d+) words, WER (?P<wer>[\d.]+) % \[[\d.]+, [\d.]+\] "
-    r"\(S (?P<S>\d+), D (?P<D>\d+), I (?P<I>\d+)\), raw WER [\d.]+ %, RTF [\d.]+"
+    r"\(S (?P<S>\d+), D (?P<D>\d+), I (?P<I>\d+)\), CER [\d.]+ %, raw WER [\d.]+ %, RTF [\d.]+"
 )
 
 

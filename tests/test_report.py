@@ -62,7 +62,7 @@ def test_all_sets_together_are_sums(results):
 def test_summary_line(results):
     line = summary_line(results[0])
     assert line.startswith("dev-clean: 2 utterances, 21 words, WER 9.52 % [")
-    assert "(S 1, D 0, I 1), raw WER 104.76 %, RTF 0.0500" in line
+    assert f"CER {100 * results[0].cer:.2f} %, raw WER 104.76 %, RTF 0.0500" in line
     assert "unreadable" not in line
     assert summary_line(results[1]).endswith(", 1 unreadable")
 
@@ -82,7 +82,7 @@ def test_report(results, features, tmp_path):
     clean = [cell.strip() for cell in rows[1].split(" | ")]
     assert clean[:4] == ["| dev-clean", "2", "0.00", "21"]
     assert clean[4].startswith("**9.52** [")
-    assert clean[5:] == ["1", "0", "1", "104.76", "0.0500 |"]
+    assert clean[5:] == ["1", "0", "1", f"{100 * results[0].cer:.2f}", "104.76", "0.0500 |"]
     assert rows[2].startswith(r"| a\|b | 2 |")
     assert rows[3].startswith("| all | 4 |")
 

@@ -11,6 +11,7 @@ from samba_asr.evaluation.wer import (
     WER,
     ScoredUtterance,
     alignment_text,
+    character_error_rate,
     confidence_interval,
     count_errors,
     normalize_for_scoring,
@@ -49,6 +50,16 @@ def test_errors_equal_a_brute_force_edit_distance():
         assert wer.words == len(reference) == wer.hits + wer.substitutions + wer.deletions
         assert len(hypothesis) == wer.hits + wer.substitutions + wer.insertions
         assert min(wer.hits, wer.substitutions, wer.deletions, wer.insertions) >= 0
+
+
+def test_character_errors_equal_a_brute_force_edit_distance():
+    choose = random.Random(2)
+    pairs = [[" ".join(choose.choices(["ab", "ba", "bab"], k=choose.randint(0, 4))) for _ in "rh"] for _ in range(60)]
+    errors = sum(edit_distance(tuple(reference), tuple(hypothesis)) for reference, hypothesis in pairs)
+    characters = sum(len(reference) for reference, _ in pairs)
+    assert character_error_rate([utterance(*pair) for pair in pairs]) == pytest.approx(errors / characters)
+    assert character_error_rate([utterance("", "")]) == 0
+    assert character_error_rate([utterance("", "a")]) == math.inf
 
 
 @pytest.mark.parametrize(

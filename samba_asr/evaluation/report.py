@@ -20,6 +20,7 @@ from samba_asr.evaluation.wer import (
     WER,
     ScoredUtterance,
     alignment_text,
+    character_error_rate,
     confidence_interval,
     score_by_duration,
     score_each,
@@ -32,8 +33,8 @@ PACKAGES = ("samba-asr", "torch", "numpy", "soundfile", "soxr", "sentencepiece",
 EXPLANATION = """\
 WER is the number of wrong words (S substituted, D left out, I inserted) over the number of words said, both summed over
 the set, after Whisper's English normalisation of both sides; in brackets its 95 % interval over resampled utterances.
-The raw WER compares the texts as they are. The real-time factor is the time from samples to words over the audio's
-length; reading the files is left out."""
+CER counts characters in the same way. The raw WER compares the texts as they are, case and punctuation too. The
+real-time factor is the time from samples to words over the audio's length; reading the files is left out."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ class SetResult:
         """The 95 % interval of the normalised rate."""
         return confidence_interval(self.wers)
 
+    @cached_property
+    def cer(self) -> float:
+        """The set's character error rate, normalised."""
+        return character_error_rate(self.utterances)
+
     @property
     def audio_seconds(self) -> float:
         """Length of the audio that could be read."""
@@ -107,7 +113,7 @@ def summary_line(result: SetResult) -> str:
         f"{result.name}: {len(result.utterances)} utterances, {wer.words} words, "
         f"WER {percent(wer.rate)} % [{percent(low)}, {percent(high)}] "
         f"(S {wer.substitutions}, D {wer.deletions}, I {wer.insertions}), "
-        f"raw WER {percent(result.raw_wer.rate)} %, RTF {result.real_time_factor:.4f}"
+        f"CER {percent(result.cer)} %, raw WER {percent(result.raw_wer.rate)} %, RTF {result.real_time_factor:.4f}"
         + (f", {len(result.unreadable)} unreadable" if result.unreadable else "")
     )
 
@@ -180,8 +186,8 @@ def write_report(
 def _table(results: Sequence[SetResult]) -> list[str]:
     rows = [*results, combine(results)] if len(results) > 1 else results
     lines = [
-        "| set | utterances | hours | words | WER, % | S | D | I | raw WER, % | real-time factor |",
-        "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|",
+        "| set | utterances | hours | words | WER, % | S | D | I | CER, % | raw WER, % | real-time factor |",
+        "|---|---:|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for result in rows:
         wer, (low, high) = result.wer, result.interval
@@ -194,6 +200,7 @@ def _table(results: Sequence[SetResult]) -> list[str]:
             wer.substitutions,
             wer.deletions,
             wer.insertions,
+            percent(result.cer),
             percent(result.raw_wer.rate),
             f"{result.real_time_factor:.4f}",
         ]

@@ -128,6 +128,19 @@ def score(utterances: Sequence[ScoredUtterance], raw: bool = False) -> WER:
     return sum(score_each(utterances, raw), WER())
 
 
+def character_error_rate(utterances: Sequence[ScoredUtterance]) -> float:
+    """Return character errors over characters, each summed over the set, in the normalised texts, spaces included."""
+    errors = characters = 0
+    for utterance in utterances:
+        reference, hypothesis = scoring_pair(utterance)
+        output = jiwer.process_characters(reference, hypothesis)
+        errors += output.substitutions + output.deletions + output.insertions
+        characters += len(reference)
+    if characters:
+        return errors / characters
+    return math.inf if errors else 0.0
+
+
 def confidence_interval(wers: Sequence[WER], resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % interval of the set's rate: utterances drawn with replacement, the rate of each draw.
 
