@@ -1,9 +1,8 @@
 """Audio seconds a second of training: loading, augmentation, joint loss, backward and optimiser.
 
-OMP_WAIT_POLICY=passive, which train.py sets by itself, keeps threads from spinning while another process wants a core.
+python benchmarks/training_speed.py --manifests OUT/librispeech-train-clean-5.jsonl --tokenizer OUT/tokenizer.model
 
-OMP_WAIT_POLICY=passive python benchmarks/training_speed.py \\
-    --manifests OUT/librispeech-train-clean-5.jsonl --tokenizer OUT/tokenizer.model
+GOMP_SPINCOUNT=10000 before it, which train.py sets by itself, keeps other processes from slowing it to a crawl.
 """
 
 import argparse

@@ -38,7 +38,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     parser.add_class_arguments(TrainingConfig)
     values = parser.parse_args(list(argv))
     try:
-        instantiate = getattr(parser, "instantiate", parser.instantiate_classes)  # renamed in jsonargparse 4.49
+        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
         built = instantiate(values)
         config = TrainingConfig(**{f.name: built[f.name] for f in dataclasses.fields(TrainingConfig)})
     except ValueError as error:
@@ -52,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
-    # Threads that wait without spinning: measured 3 to 5 times as fast where another process wants a core. OpenMP reads
-    # it when torch is first imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # GNU OpenMP's idle threads spin for milliseconds, which slows training 3 to 5 times where another process wants a
+    # core; threads that never spin cost a third on an idle machine. A short spin costs nothing there (72 audio seconds
+    # a second on two cores, 71 by default, 50 without spinning). It is read when torch is first imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from samba_asr.training.run import train  # takes seconds to import: not for --help
 
     try:
