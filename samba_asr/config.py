@@ -118,6 +118,11 @@ class EncoderConfig:
         if self.d_ff < 0:
             raise ValueError(f"d_ff ({self.d_ff}) must be 0 (none) or positive")
 
+    @property
+    def subsampling_factor(self) -> int:
+        """Frames a state."""
+        return {"conv4x": 4, "whisper": 2}[self.subsampling]
+
 
 @dataclass(frozen=True)
 class DecoderConfig:

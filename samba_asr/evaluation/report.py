@@ -1,21 +1,19 @@
 """The report of an evaluation: report.md, utterances.jsonl and pictures in one folder."""
 
 import json
-import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from samba_asr.audio.features import LogMel
 from samba_asr.audio.load import load_audio
+from samba_asr.evaluation.environment import available_cores, git_commit, package_versions, processor_name
 from samba_asr.evaluation.wer import (
     WER,
     ScoredUtterance,
@@ -119,44 +117,16 @@ def summary_line(result: SetResult) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Return date, machine, threads, git commit and versions, for the record."""
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
+    """Return date, machine, threads, versions and, in a checkout, its commit, for the record."""
+    versions = " ".join(f"{name} {number}," for name, number in package_versions(PACKAGES).items()).rstrip(",")
+    commit = git_commit()
     return {
         "Date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "Machine": f"{_cpu_name()}, {os.cpu_count()} logical cores; {platform.system()} {platform.machine()}",
+        "Machine": f"{processor_name()}, {available_cores()} logical cores; {platform.system()} {platform.machine()}",
         "Threads": str(torch.get_num_threads()),
-        "Versions": ", ".join([f"Python {platform.python_version()}", *versions]),
-        **_commit(),
+        "Versions": f"Python {platform.python_version()}, {versions}",
+        **({"Commit": commit} if commit else {}),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or "unknown processor"
-
-
-def _commit() -> dict[str, str]:
-    """Return the commit of the checkout that holds this file; nothing where there is none."""
-    here = Path(__file__)
-    try:
-        # an installed copy may lie in somebody else's repository
-        _git(here.parent, "ls-files", "--error-unmatch", here.name)
-        return {"Commit": _git(here.parent, "describe", "--always", "--dirty", "--abbrev=12")}
-    except (OSError, subprocess.SubprocessError):
-        return {}
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
 
 def write_report(

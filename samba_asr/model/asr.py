@@ -44,7 +44,7 @@ class SambaASR(nn.Module):
     def seconds_per_state(self) -> float:
         """Audio seconds between two of the encoder's states."""
         features = self.config.features
-        return self.encoder.subsampling.factor * features.hop_length / features.sample_rate
+        return self.config.encoder.subsampling_factor * features.hop_length / features.sample_rate
 
     def encode(self, waveforms: Tensor, waveform_lengths: Tensor) -> tuple[Tensor, Tensor]:
         """waveforms: (batch, samples) in [-1, 1]; waveform_lengths: (batch,) int64 samples. Returns encoder_out
@@ -77,6 +77,26 @@ class SambaASR(nn.Module):
         An utterance with more tokens than CTC can place on its states adds nothing to the CTC loss.
         """
         encoder_out, encoder_lengths = self.encode_features(features, feature_lengths)
+        return self.loss_from_states(
+            encoder_out,
+            encoder_lengths,
+            tokens,
+            token_lengths,
+            ctc_weight=ctc_weight,
+            label_smoothing=label_smoothing,
+        )
+
+    def loss_from_states(
+        self,
+        encoder_out: Tensor,
+        encoder_lengths: Tensor,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        *,
+        ctc_weight: float = 0.3,
+        label_smoothing: float = 0.1,
+    ) -> Losses:
+        """As :meth:`loss`, from :meth:`encode`'s states."""
         ctc = F.ctc_loss(
             self.ctc_log_probs(encoder_out).transpose(0, 1),
             tokens,

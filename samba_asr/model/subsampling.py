@@ -14,8 +14,6 @@ def _halved(lengths: Tensor) -> Tensor:
 class Conv4x(nn.Module):
     """Two 3x3 convolutions of stride 2 over time and frequency, then a projection: 100 frames to 25 states."""
 
-    factor = 4
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels = config.encoder.subsampling_channels
@@ -37,8 +35,6 @@ class Conv4x(nn.Module):
 
 class WhisperStem(nn.Module):
     """Whisper's two Conv1d over time, the second of stride 2 (arXiv 2212.04356): 100 frames to 50 states."""
-
-    factor = 2
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,20 +1,17 @@
 """Where a run came from (versions.json) and what came of it (the checkpoint's model card)."""
 
-import importlib.metadata
-import os
 import platform
 import shlex
-import subprocess
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from samba_asr import __version__
 from samba_asr.config import ModelConfig
+from samba_asr.evaluation.environment import available_cores, git_commit, package_versions, processor_name
 from samba_asr.training.config import TrainingConfig
 from samba_asr.training.manifest import Utterance
 from samba_asr.training.module import DevScores, Progress
@@ -24,58 +21,20 @@ _PACKAGES = ("torch", "torchaudio", "lightning", "numpy", "sentencepiece", "libr
 
 def describe_environment(command: Sequence[str]) -> dict[str, Any]:
     """Return versions, git commit, command line and machine, for versions.json."""
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "samba_asr": __version__,
         "python": platform.python_version(),
-        "packages": versions,
-        "git_commit": _git_commit(),
+        "packages": package_versions(_PACKAGES),
+        "git_commit": git_commit(),
         "command": shlex.join(command),
-        "machine": _machine(),
+        "machine": {
+            "system": platform.platform(),
+            "processor": processor_name(),
+            "cores": available_cores(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
     }
-
-
-def _git_commit() -> str | None:
-    folder = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        changed = subprocess.run(
-            ["git", "status", "--porcelain", "--untracked-files=no"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit + (" with changes" if changed else "")
-
-
-def _machine() -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": gpu,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,7 @@ def _ctc_states_needed(tokens: Sequence[int]) -> int:
 def _states(seconds: float, model: ModelConfig) -> int:
     """Encoder states of an utterance, at least."""
     frames = int(seconds * model.features.sample_rate) // model.features.hop_length
-    return frames // {"conv4x": 4, "whisper": 2}[model.encoder.subsampling]
+    return frames // model.encoder.subsampling_factor
 
 
 class AudioCache:

@@ -88,6 +88,7 @@ class TrainingModule(lightning.LightningModule):
         self.spec_augment = SpecAugment(
             masks.n_time_masks, masks.time_mask_share, masks.n_freq_masks, masks.freq_mask_bands
         )
+        self._loss_settings = {"ctc_weight": config.ctc_weight, "label_smoothing": config.label_smoothing}
         self._skipped_in_a_row = 0
         self._fit_started = time.monotonic()
         self._minutes_before = 0.0
@@ -120,14 +121,7 @@ class TrainingModule(lightning.LightningModule):
             features, feature_lengths = self.model.features(batch.waveforms, batch.waveform_lengths)
             if augment:
                 features = self.spec_augment(features, feature_lengths)
-        return self.model.loss(
-            features,
-            feature_lengths,
-            batch.tokens,
-            batch.token_lengths,
-            ctc_weight=self.config.ctc_weight,
-            label_smoothing=self.config.label_smoothing,
-        )
+        return self.model.loss(features, feature_lengths, batch.tokens, batch.token_lengths, **self._loss_settings)
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, float]:
         """Make one optimiser step, or none if the loss or its gradient is not finite; return what is logged."""
@@ -185,11 +179,13 @@ class TrainingModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:
         """Add a batch to the sums."""
-        losses = self.losses(batch, augment=False)
+        encoder_out, encoder_lengths = self.model.encode(batch.waveforms, batch.waveform_lengths)
+        losses = self.model.loss_from_states(
+            encoder_out, encoder_lengths, batch.tokens, batch.token_lengths, **self._loss_settings
+        )
         count = float(batch.token_lengths.sum())
         values = [losses.total.item() * count, losses.ctc.item() * count, losses.decoder.item() * count, count]
         self._dev_sums += torch.tensor(values, dtype=torch.float64)
-        encoder_out, encoder_lengths = self.model.encode(batch.waveforms, batch.waveform_lengths)
         found = search_tokens(self.model, encoder_out, encoder_lengths, SearchConfig(search="ctc"))
         for place, tokens in zip(batch.places.tolist(), found, strict=True):
             said = self.dev_utterances[place]
