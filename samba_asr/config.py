@@ -70,8 +70,8 @@ class MixerConfig:
 
     kind: MixerKind = "mamba2"
     """mamba: selective scan with a full diagonal A; mamba2: one A a head, computed as chunked matrix products (SSD)."""
-    d_state: int = 64
-    """State size: per channel (mamba) or per head channel (mamba2)."""
+    d_state: int = 0
+    """Numbers of state a channel; 0 means the papers' own: 16 (mamba) or 64 (mamba2)."""
     d_conv: int = 4
     """Width of the depthwise causal convolution, in frames."""
     expand: int = 2
@@ -85,11 +85,17 @@ class MixerConfig:
 
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind, MixerKind)
-        _check_positive(self, "d_state", "d_conv", "expand", "head_dim", "chunk_size")
+        _check_positive(self, "d_conv", "expand", "head_dim", "chunk_size")
         if self.d_conv < 2:
             raise ValueError(f"d_conv ({self.d_conv}) must be at least 2")
-        if self.dt_rank < 0:
-            raise ValueError(f"dt_rank ({self.dt_rank}) must be 0 (automatic) or positive")
+        for name in ("d_state", "dt_rank"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be 0 (automatic) or positive")
+
+    @property
+    def state_size(self) -> int:
+        """d_state, or what 0 means."""
+        return self.d_state or {"mamba": 16, "mamba2": 64}[self.kind]
 
 
 @dataclass(frozen=True)
@@ -189,27 +195,30 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """Build a config from :meth:`to_dict`'s output.
+    def from_dict(cls, values: Mapping[str, Any], complete: bool = False) -> "ModelConfig":
+        """Build a config from :meth:`to_dict`'s output; a missing key takes its default, unless ``complete``.
 
         Raises ValueError for an unknown key, a value of the wrong type, or one that a check rejects.
         """
-        config: ModelConfig = _from_dict(cls, values, "model")
+        config: ModelConfig = _from_dict(cls, values, "model", complete)
         return config
 
 
-def _from_dict(cls: Any, values: Any, where: str) -> Any:
+def _from_dict(cls: Any, values: Any, where: str, complete: bool) -> Any:
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} ({values!r}) must be an object with the fields of {cls.__name__}")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
             raise ValueError(f"{where}.{key} is unknown; {cls.__name__} has {', '.join(fields)}")
+    missing = [name for name in fields if name not in values]
+    if complete and missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
     arguments = {}
     for name, value in values.items():
         kind: Any = fields[name].type
         if dataclasses.is_dataclass(kind):
-            value = _from_dict(kind, value, f"{where}.{name}")
+            value = _from_dict(kind, value, f"{where}.{name}", complete)
         else:
             expected: Any = {int: int, float: (int, float)}.get(kind, str)
             if isinstance(value, bool) or not isinstance(value, expected):

@@ -97,6 +97,27 @@ def test_unknown_key(folder):
         load_checkpoint(folder)
 
 
+def test_missing_key_takes_no_default(folder):
+    config = json.loads((folder / "config.json").read_text())
+    del config["model"]["features"]["normalisation"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"model.features lacks normalisation"):
+        load_checkpoint(folder)
+    del config["model"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"model lacks vocab_size, d_model"):
+        load_checkpoint(folder)
+
+
+def test_weights_that_are_not_finite(folder):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors["ctc_head.bias"][3] = torch.nan
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"ctc_head.bias holds values that are not finite"):
+        load_checkpoint(folder)
+
+
 def test_wrong_width_and_vocabulary(folder):
     change_model_config(folder, d_model=48)
     with pytest.raises(CheckpointError, match=r"has shape \(.*, but config.json asks for \("):

@@ -42,6 +42,7 @@ def test_tiny_is_deep_enough():
         ({"d_model": 100}, r"head_dim \(64\) must divide expand \* d_model \(200\)"),
         ({"vocab_size": 4}, r"vocab_size \(4\)"),
         ({"encoder": {"mixer": {"kind": "attention"}}}, r"kind \('attention'\) must be one of 'mamba', 'mamba2'"),
+        ({"encoder": {"mixer": {"d_state": -1}}}, r"d_state \(-1\) must be 0 \(automatic\) or positive"),
         ({"encoder": {"dropout": 1.0}}, r"dropout \(1.0\) must be in \[0, 1\)"),
         ({"features": {"win_length": 500}}, r"win_length \(500\) must not exceed n_fft \(400\)"),
         ({"search": {"search": "beam"}}, r"search \('beam'\)"),
@@ -57,3 +58,17 @@ def test_fields_keep_their_defaults():
     assert config == ModelConfig(encoder=EncoderConfig(n_layers=2))
     assert config.features == FeatureConfig()
     assert config.decoder.mixer == MixerConfig()
+
+
+def test_state_sizes_are_the_papers():
+    assert MixerConfig(kind="mamba").state_size == 16
+    assert MixerConfig(kind="mamba2").state_size == 64
+    assert MixerConfig(kind="mamba", d_state=8).state_size == 8
+
+
+def test_a_complete_config_has_every_key():
+    values = ModelConfig().to_dict()
+    assert ModelConfig.from_dict(values, complete=True) == ModelConfig()
+    del values["decoder"]["mixer"]["d_conv"]
+    with pytest.raises(ValueError, match=r"model.decoder.mixer lacks d_conv"):
+        ModelConfig.from_dict(values, complete=True)

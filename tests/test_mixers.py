@@ -303,7 +303,7 @@ def test_initial_steps_and_rates_are_those_of_the_papers(kind):
     if kind == "mamba":
         assert steps.log().mean() == pytest.approx(math.log(1e-2), abs=0.3)
         assert mixer.dt_rank == 16
-        assert_close(rates, torch.arange(1.0, 65).repeat(512, 1))
+        assert_close(rates, torch.arange(1.0, 17).repeat(512, 1))
     else:
         assert 1 <= rates.min() < rates.max() <= 16
     assert torch.equal(mixer.D, torch.ones_like(mixer.D))

@@ -99,7 +99,7 @@ def _read_config(path: Path) -> ModelConfig:
             f"{path} has version {version}, this program reads version {CONFIG_VERSION}; update samba-asr or convert it"
         )
     try:
-        return ModelConfig.from_dict(content.get("model") or {})
+        return ModelConfig.from_dict(content.get("model") or {}, complete=True)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -130,3 +130,5 @@ def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[st
         if found[name].shape != tensor.shape:
             shapes = f"{tuple(found[name].shape)}, but {CONFIG_FILE} asks for {tuple(tensor.shape)}"
             raise CheckpointError(f"{path}: {name} has shape {shapes}")
+        if not bool(torch.isfinite(found[name]).all()):
+            raise CheckpointError(f"{path}: {name} holds values that are not finite; its training went wrong")

@@ -60,7 +60,7 @@ class Mamba(nn.Module):
     def __init__(self, d_model: int, config: MixerConfig) -> None:
         super().__init__()
         self.d_inner = config.expand * d_model
-        self.d_state = config.d_state
+        self.d_state = config.state_size
         self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
         self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, config.d_conv, groups=self.d_inner)
@@ -139,7 +139,7 @@ class Mamba2(nn.Module):
     def __init__(self, d_model: int, config: MixerConfig) -> None:
         super().__init__()
         self.d_inner = config.expand * d_model
-        self.d_state, self.head_dim, self.chunk_size = config.d_state, config.head_dim, config.chunk_size
+        self.d_state, self.head_dim, self.chunk_size = config.state_size, config.head_dim, config.chunk_size
         if self.d_inner % self.head_dim:
             raise ValueError(f"head_dim ({self.head_dim}) must divide expand * d_model ({self.d_inner})")
         self.heads = self.d_inner // self.head_dim
