@@ -240,6 +240,14 @@ def test_usage_errors(evaluate, options, capsys):
     assert "usage:" in capsys.readouterr().err
 
 
+def test_without_the_extra_train_it_says_what_to_install():
+    code = f"import runpy, sys; sys.modules['jiwer'] = None; runpy.run_path({str(SCRIPT)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("evaluate.py: ") and "jiwer" in done.stderr and "'.[train]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_all_sets_of_a_run_can_be_combined(evaluate, utterances):
     halves = [evaluate.transcribe_set(Counter(), str(i), utterances[i::2], 60) for i in range(2)]
     assert combine(halves).wer.words == 45

@@ -18,12 +18,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from samba_asr.audio.load import load_audio
-from samba_asr.config import Search
-from samba_asr.evaluation.report import SetResult, combine, summary_line, write_report
-from samba_asr.evaluation.wer import ScoredUtterance
-from samba_asr.training.manifest import Utterance, read_manifest
-from samba_asr.transcriber import Transcriber
+try:
+    from samba_asr.audio.load import load_audio
+    from samba_asr.config import Search
+    from samba_asr.evaluation.report import SetResult, combine, summary_line, write_report
+    from samba_asr.evaluation.wer import ScoredUtterance
+    from samba_asr.training.manifest import Utterance, read_manifest
+    from samba_asr.transcriber import Transcriber
+except ModuleNotFoundError as error:
+    sys.exit(f"evaluate.py: evaluation needs more packages ({error}); install them with: pip install -e '.[train]'")
 
 DONE, SOME_UNREADABLE, USAGE = 0, 1, 2
 
