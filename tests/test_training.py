@@ -5,6 +5,8 @@ import itertools
 import json
 import math
 import os
+import pickle
+import shutil
 import signal
 from types import SimpleNamespace
 
@@ -219,6 +221,93 @@ def test_a_used_folder_needs_resume(whole_run, corpus, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="is a file"):
         train(settings(corpus), tmp_path / "file")
+
+
+@pytest.fixture
+def used_run(whole_run, tmp_path):
+    """A copy of the run, and a function that says whether any of its files has changed."""
+    out = tmp_path / "run"
+    shutil.copytree(whole_run[0], out)
+
+    def contents():
+        return {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    before = contents()
+    return out, lambda: contents() == before
+
+
+def test_a_run_resumes_with_its_own_tokenizer_alone(used_run, corpus, tmp_path):
+    out, unchanged = used_run
+    texts = [normalize_for_training(u.text) for u in read_manifests([str(corpus / "clips.jsonl")])]
+    other = Tokenizer.train(texts, 48, "bpe")
+    other.save(tmp_path / "other.model")
+    data = dataclasses.replace(settings(corpus).data, tokenizer=str(tmp_path / "other.model"))
+    with pytest.raises(ValueError, match=r"other\.model\) is another tokenizer than that of .*step=12\.ckpt: resume"):
+        train(settings(corpus, data=data, max_steps=14), out, resume=True)
+    assert unchanged()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": 64}, r"model\.d_model was 32 and is now 64; resume with the run's own settings"),
+        ({"features": FeatureConfig(log_floor=-6.0)}, r"model\.features\.log_floor was -7\.0 and is now -6\.0;"),
+        (
+            {"decoder": dataclasses.replace(small_model().decoder, mixer=MixerConfig(d_state=8, head_dim=16))},
+            r"step=12\.ckpt is of another model: ",
+        ),
+    ],
+)
+def test_a_run_resumes_with_its_own_model_alone(used_run, corpus, changes, message):
+    out, unchanged = used_run
+    model = dataclasses.replace(small_model(), **changes)
+    with pytest.raises(ValueError, match=message):
+        train(settings(corpus, model=model, max_steps=14), out, resume=True)
+    assert unchanged()
+
+
+def test_dropout_may_change_within_a_run(used_run, corpus):
+    out, _ = used_run
+    calmer = dataclasses.replace(small_model(), decoder=dataclasses.replace(small_model().decoder, dropout=0.0))
+    train(settings(corpus, model=calmer, max_steps=13), out, resume=True)
+    assert list_checkpoints(out / "checkpoints")[-1].name == "step=13.ckpt"
+
+
+class Evil:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "text", "other", "evil archive", "evil pickle"])
+def test_a_damaged_checkpoint_is_named_and_never_run(used_run, corpus, tmp_path, damage):
+    out, _ = used_run
+    newest = out / "checkpoints" / "step=12.ckpt"
+    evil = Evil(tmp_path / "made")
+    if damage == "other":
+        torch.save({"state_dict": {}}, newest)
+    elif damage == "evil archive":
+        torch.save({**torch.load(newest, weights_only=True), "more": evil}, newest)
+    elif damage == "evil pickle":
+        newest.write_bytes(pickle.dumps(evil))
+    else:
+        whole = newest.read_bytes()
+        newest.write_bytes({"truncated": whole[: len(whole) // 2], "empty": b"", "text": b"words\n"}[damage])
+    config = (out / "config.yaml").read_bytes()
+    with pytest.raises(ValueError, match=r"step=12\.ckpt is damaged.*: delete it and resume from the one before$"):
+        train(settings(corpus, max_steps=14), out, resume=True)
+    assert not (tmp_path / "made").exists() and (out / "config.yaml").read_bytes() == config
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_an_accelerator_that_is_not_there(corpus, tmp_path):
+    with pytest.raises(ValueError, match=r"accelerator \(gpu\) cannot be used here; take auto or cpu"):
+        train(settings(corpus, accelerator="gpu"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_average_is_exported_only_if_it_is_not_worse(whole_run, corpus, monkeypatch):

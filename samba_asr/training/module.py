@@ -20,6 +20,7 @@ from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.config import TrainingConfig
 from samba_asr.training.data import Batch, mix_seed
 from samba_asr.training.manifest import Utterance
+from samba_asr.training.resume import tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share, run_progress
 
 log = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class TrainingModule(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.save_hyperparameters({"training": config.to_dict()})
+        self.save_hyperparameters({"training": config.to_dict(), "tokenizer_sha256": tokenizer_hash(tokenizer)})
         self.config = config
         self.model = model
         self.tokenizer = tokenizer

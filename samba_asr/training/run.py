@@ -12,6 +12,7 @@ import lightning
 import numpy as np
 import torch
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from samba_asr.model.asr import SambaASR
@@ -32,6 +33,7 @@ from samba_asr.training.data import (
     select_utterances,
 )
 from samba_asr.training.module import DevScores, TrainingModule
+from samba_asr.training.resume import check_same_run, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -61,18 +63,29 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     if config.model.vocab_size != tokenizer.vocab_size:
         log.info("vocab_size: %d, from the tokenizer", tokenizer.vocab_size)
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    stop = GracefulStop(config.max_minutes)
+    trainer = _run_trainer(config, out, stop)  # a missing accelerator shows before the work
+    if last is not None:
+        check_same_run(last, config, tokenizer)
     train_set, dev_set = _select(config, tokenizer)
     torch.manual_seed(config.seed)
     model = _build_model(config, tokenizer)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
     module = TrainingModule(config, model, tokenizer, dev_set.utterances)
+    start = 0 if last is None else _load_weights(module, last)
     environment = describe_environment(command)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
     (out / "versions.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
 
-    stopped = _fit(config, module, train_set, dev_set, out, last)
+    if last is None:
+        (out / "metrics.csv").unlink(missing_ok=True)
+    else:
+        log.info("resuming from %s", last)
+    loader = train_loader(config, train_set, start, trainer.strategy.root_device.type == "cuda")
+    trainer.fit(module, loader, _dev_loader(config, dev_set), ckpt_path=last, weights_only=True)
+    stopped = stop.reason or f"max_steps ({config.max_steps}) reached"
     weights, scores = choose_weights(config, module, dev_set, list_checkpoints(out / "checkpoints"))
     log.info("exported: %s; dev loss %.3f", weights, scores.loss)
     summary = RunSummary(
@@ -104,7 +117,6 @@ def _open_run(out: Path, resume: bool) -> Path | None:
     checkpoints = list_checkpoints(out / "checkpoints")
     if not checkpoints:
         log.info("%s has no checkpoint: starting anew", out)
-        (out / "metrics.csv").unlink(missing_ok=True)
         return None
     return checkpoints[-1]
 
@@ -206,36 +218,31 @@ def _dev_loader(config: TrainingConfig, selection: Selection) -> Any:
 
 
 def make_trainer(config: TrainingConfig, **settings: Any) -> lightning.Trainer:
-    """Return a Trainer on one device that prints and writes nothing by itself."""
-    return lightning.Trainer(
-        accelerator=config.accelerator,
-        devices=1,
-        precision="bf16-mixed" if config.precision == "bf16" else "32-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        **settings,
-    )
+    """Return a Trainer on one device that prints and writes nothing by itself.
+
+    Raises ValueError where the configured accelerator is not there.
+    """
+    try:
+        return lightning.Trainer(
+            accelerator=config.accelerator,
+            devices=1,
+            precision="bf16-mixed" if config.precision == "bf16" else "32-true",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            **settings,
+        )
+    except MisconfigurationException as error:
+        raise ValueError(
+            f"accelerator ({config.accelerator}) cannot be used here; take auto or cpu ({error})"
+        ) from error
 
 
-def _fit(
-    config: TrainingConfig,
-    module: TrainingModule,
-    train_set: Selection,
-    dev_set: Selection,
-    out: Path,
-    last: Path | None,
-) -> str:
-    """Train; return why the training ended. The module is left on the CPU with the last weights."""
-    start = 0
-    if last is not None:
-        start = torch.load(last, map_location="cpu", weights_only=True)["progress"]["position"]
-        log.info("resuming from %s", last)
-    stop = GracefulStop(config.max_minutes)
-    trainer = make_trainer(
+def _run_trainer(config: TrainingConfig, out: Path, stop: GracefulStop) -> lightning.Trainer:
+    return make_trainer(
         config,
         max_epochs=-1,
         max_steps=config.max_steps,
@@ -247,9 +254,16 @@ def _fit(
             Checkpoints(out / "checkpoints", config.checkpoint_every, config.average_last),
         ],
     )
-    loader = train_loader(config, train_set, start, trainer.strategy.root_device.type == "cuda")
-    trainer.fit(module, loader, _dev_loader(config, dev_set), ckpt_path=last, weights_only=True)
-    return stop.reason or f"max_steps ({config.max_steps}) reached"
+
+
+def _load_weights(module: TrainingModule, checkpoint: Path) -> int:
+    """Load a checkpoint's weights, to see that they fit; return the batches drawn so far."""
+    state = read_checkpoint(checkpoint)
+    try:
+        module.load_state_dict(state["state_dict"])
+    except RuntimeError as error:
+        raise ValueError(f"checkpoint {checkpoint} is of another model: {error}") from error
+    return int(state["progress"]["position"])
 
 
 def choose_weights(
@@ -283,7 +297,7 @@ def _validate(config: TrainingConfig, module: TrainingModule, dev_set: Selection
 
 
 def _model_state(checkpoint: Path) -> dict[str, Tensor]:
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = read_checkpoint(checkpoint)["state_dict"]
     return {name.removeprefix(_MODEL_PREFIX): value for name, value in state.items() if name.startswith(_MODEL_PREFIX)}
 
 

@@ -1,0 +1,68 @@
+"""Checkpoints of a run: reading them, and whether a run may continue from one."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training.config import TrainingConfig
+
+_NEEDED = {"state_dict", "optimizer_states", "progress", "hyper_parameters"}
+_FREE = ("dropout", "drop_path", "chunk_size", "search", "d_state", "dt_rank")
+"""Not compared: what leaves the meaning of the weights alone, and sizes that loading the weights compares."""
+
+
+def tokenizer_hash(tokenizer: Tokenizer) -> str:
+    """Return the SHA-256 of a tokenizer's model, in hexadecimal."""
+    return hashlib.sha256(tokenizer.model_proto).hexdigest()
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a ``.ckpt`` onto the CPU, tensors and plain values alone: nothing in it is run.
+
+    Raises ValueError where it is damaged or none of train.py's, OSError where it cannot be read.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        whole = isinstance(state, dict) and state.keys() >= _NEEDED
+    except OSError:
+        raise
+    except Exception as error:  # torch.load promises no type for damaged files
+        raise ValueError(_damaged(path)) from error
+    if not whole:
+        raise ValueError(_damaged(path))
+    assert isinstance(state, dict)
+    return state
+
+
+def _damaged(path: Path) -> str:
+    return f"checkpoint {path} is damaged, or not one of train.py: delete it and resume from the one before"
+
+
+def check_same_run(path: Path, config: TrainingConfig, tokenizer: Tokenizer) -> None:
+    """Raise ValueError where a checkpoint's tokenizer or model differs from what is configured."""
+    saved = read_checkpoint(path)["hyper_parameters"]
+    ours = tokenizer_hash(tokenizer)
+    if saved.get("tokenizer_sha256", ours) != ours:
+        raise ValueError(
+            f"data.tokenizer ({config.data.tokenizer}) is another tokenizer than that of {path}: "
+            "resume with the run's own, or choose another --out"
+        )
+    changes = list(_differences("model", saved["training"]["model"], config.to_dict()["model"]))
+    if changes:
+        raise ValueError(
+            f"the configured model is another one than that of {path}: {'; '.join(changes)}; "
+            "resume with the run's own settings (its config.yaml), or choose another --out"
+        )
+
+
+def _differences(name: str, saved: Any, ours: Any) -> Iterator[str]:
+    if isinstance(saved, Mapping) and isinstance(ours, Mapping):
+        for key in (*ours, *(key for key in saved if key not in ours)):
+            if key not in _FREE:
+                yield from _differences(f"{name}.{key}", saved.get(key), ours.get(key))
+    elif saved != ours:
+        yield f"{name} was {saved} and is now {ours}"
