@@ -123,17 +123,21 @@ def test_a_run_leaves_its_files_and_a_checkpoint_that_loads(whole_run, corpus):
 
 
 def test_metrics_say_what_happened(whole_run):
-    out, _ = whole_run
+    out, scores = whole_run
     rows = read_metrics(out / "metrics.csv")
     train_rows = [row for row in rows if "loss" in row]
     dev_rows = [row for row in rows if "dev_loss" in row]
-    assert [row["step"] for row in train_rows] == [10] and [row["step"] for row in dev_rows] == [5, 10]
+    assert [row["step"] for row in train_rows] == [10, 12] and [row["step"] for row in dev_rows] == [5, 10, 12]
+    assert rows[-1] is dev_rows[-1] and [row for row in rows if "exported" in row] == rows[-1:]
+    assert rows[-1]["dev_loss"] == pytest.approx(scores.loss, rel=1e-5) and rows[-1]["position"] == 12
+    assert rows[-1]["dev_wer"] == pytest.approx(scores.wer, rel=1e-5)
     row = train_rows[0]
     assert row["position"] == 10 and row["skipped"] == 0 and row["audio_seconds_per_second"] > 0
     assert row["loss"] == pytest.approx(0.3 * row["ctc"] + 0.7 * row["decoder"], rel=1e-4)
     share = learning_rate_share(9, 9 / 12, warmup_steps=5, final_share=0.02)
     assert row["lr"] == pytest.approx(3e-3 * share, rel=1e-5)
     share = learning_rate_share(11, 11 / 12, warmup_steps=5, final_share=0.02)
+    assert train_rows[1]["lr"] == pytest.approx(3e-3 * share, rel=1e-5) and train_rows[1]["loss"] != row["loss"]
     groups = last_state(out)["optimizer_states"][0]["param_groups"]
     assert [group["lr"] for group in groups] == [3e-3 * share] * 2
     assert [group["weight_decay"] for group in groups] == [0.01, 0.0]
@@ -270,6 +274,9 @@ def test_dropout_may_change_within_a_run(used_run, corpus):
     out, _ = used_run
     calmer = dataclasses.replace(small_model(), decoder=dataclasses.replace(small_model().decoder, dropout=0.0))
     train(settings(corpus, model=calmer, max_steps=13), out, resume=True)
+    rows = read_metrics(out / "metrics.csv")
+    assert [row["step"] for row in rows if "loss" in row] == [10, 12, 13]
+    assert [(row["step"], row.get("exported")) for row in rows if "dev_loss" in row] == [(5, None), (10, None), (13, 1)]
     assert list_checkpoints(out / "checkpoints")[-1].name == "step=13.ckpt"
 
 

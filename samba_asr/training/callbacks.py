@@ -15,7 +15,7 @@ from typing import Any
 import lightning
 from tqdm import tqdm
 
-from samba_asr.training.module import TrainingModule
+from samba_asr.training.module import DevScores, Progress, TrainingModule
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +35,10 @@ COLUMNS = (
     "dev_ctc",
     "dev_decoder",
     "dev_wer",
+    "exported",
 )
-"""Of metrics.csv. Losses are means over the steps since the row before; a cell without a value is empty."""
+"""Of metrics.csv. Losses are means over the steps since the row before; a cell without a value is empty. The last row
+has the scores of the exported weights, and a 1 under ``exported``."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -53,6 +55,28 @@ def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
         writer.writerows(rows)
 
 
+def write_exported(path: Path, step: int, progress: Progress, scores: DevScores) -> None:
+    """End metrics.csv with the scores of the exported weights, instead of those of an earlier export."""
+    rows = [row for row in read_metrics(path) if "exported" not in row]
+    write_metrics(path, [*rows, {**_row(step, progress, _dev_cells(scores)), "exported": 1}])
+
+
+def _row(step: int, progress: Progress, values: Mapping[str, float]) -> dict[str, float]:
+    return {
+        "step": step,
+        "position": progress.position,
+        "minutes": round(progress.minutes, 3),
+        "audio_hours": round(progress.audio_seconds / 3600, 4),
+        "skipped": progress.skipped,
+        **{name: float(f"{value:.6g}") for name, value in values.items()},
+    }
+
+
+def _dev_cells(scores: DevScores) -> dict[str, float]:
+    cells = {"dev_loss": scores.loss, "dev_ctc": scores.ctc, "dev_decoder": scores.decoder}
+    return cells if scores.wer is None else {**cells, "dev_wer": scores.wer}
+
+
 class Metrics(lightning.Callback):
     """Writes metrics.csv and draws the progress bar (on stderr)."""
 
@@ -62,13 +86,14 @@ class Metrics(lightning.Callback):
         self._sums: dict[str, float] = {}
         self._count = 0
         self._seconds = 0.0
+        self._learning_rate = 0.0
         self._mark = time.monotonic()
         self._bar: Any = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         step = trainer.global_step
         rows = read_metrics(self.path) if self.path.exists() else []
-        write_metrics(self.path, [row for row in rows if row["step"] <= step])
+        write_metrics(self.path, [row for row in rows if row["step"] <= step and "exported" not in row])
         terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=trainer.max_steps,
@@ -97,21 +122,20 @@ class Metrics(lightning.Callback):
                 self._sums[name] = self._sums.get(name, 0.0) + outputs[name]
             self._count += 1
         self._sums["audio_seconds"] = self._sums.get("audio_seconds", 0.0) + outputs["audio_seconds"]
+        self._learning_rate = outputs["lr"]
         self._bar.n = trainer.global_step
         if trainer.global_step and trainer.global_step % self.every == 0 and self._count:
-            self._write_window(trainer, pl_module, outputs["lr"])
+            self._write_window(trainer, pl_module)
         self._bar.update(0)
 
-    def _write_window(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, learning_rate: float
-    ) -> None:
+    def _write_window(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         means = {name: value / self._count for name, value in self._sums.items() if name != "audio_seconds"}
         speed = self._sums["audio_seconds"] / self._seconds
         self._append(
             trainer,
             pl_module,
             {
-                "lr": learning_rate,
+                "lr": self._learning_rate,
                 "loss": means["total"],
                 "ctc": means["ctc"],
                 "decoder": means["decoder"],
@@ -119,22 +143,15 @@ class Metrics(lightning.Callback):
                 "audio_seconds_per_second": speed,
             },
         )
-        self._bar.set_postfix_str(f"loss {means['total']:.3f}, lr {learning_rate:.1e}, {speed:.0f} audio s/s", False)
+        rates = f"lr {self._learning_rate:.1e}, {speed:.0f} audio s/s"
+        self._bar.set_postfix_str(f"loss {means['total']:.3f}, {rates}", False)
         self._sums, self._count, self._seconds = {}, 0, 0.0
 
     def _append(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, values: Mapping[str, float]
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        progress = pl_module.progress
-        row = {
-            "step": trainer.global_step,
-            "position": progress.position,
-            "minutes": round(progress.minutes, 3),
-            "audio_hours": round(progress.audio_seconds / 3600, 4),
-            "skipped": progress.skipped,
-            **{name: float(f"{value:.6g}") for name, value in values.items()},
-        }
+        row = _row(trainer.global_step, pl_module.progress, values)
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, COLUMNS).writerow(row)
 
@@ -142,10 +159,7 @@ class Metrics(lightning.Callback):
         assert isinstance(pl_module, TrainingModule)
         scores = pl_module.dev_scores
         if scores is not None:
-            values = {"dev_loss": scores.loss, "dev_ctc": scores.ctc, "dev_decoder": scores.decoder}
-            if scores.wer is not None:
-                values["dev_wer"] = scores.wer
-            self._append(trainer, pl_module, values)
+            self._append(trainer, pl_module, _dev_cells(scores))
             wer = "-" if scores.wer is None else f"{100 * scores.wer:.1f} %"
             line = f"step {trainer.global_step}: dev loss {scores.loss:.3f} "
             line += f"(ctc {scores.ctc:.3f}, decoder {scores.decoder:.3f}), WER {wer}"
@@ -153,6 +167,8 @@ class Metrics(lightning.Callback):
         self._mark = time.monotonic()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if self._count:
+            self._write_window(trainer, pl_module)
         self._bar.close()
 
     def on_exception(

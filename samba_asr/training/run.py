@@ -20,7 +20,7 @@ from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.averaging import average_states
 from samba_asr.training.batching import BatchSequence, dev_batches
-from samba_asr.training.callbacks import Checkpoints, GracefulStop, Metrics, list_checkpoints
+from samba_asr.training.callbacks import Checkpoints, GracefulStop, Metrics, list_checkpoints, write_exported
 from samba_asr.training.card import RunSummary, describe_environment, model_card
 from samba_asr.training.config import TrainingConfig
 from samba_asr.training.curves import plot_curves
@@ -88,13 +88,15 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     stopped = stop.reason or f"max_steps ({config.max_steps}) reached"
     weights, scores = choose_weights(config, module, dev_set, list_checkpoints(out / "checkpoints"))
     log.info("exported: %s; dev loss %.3f", weights, scores.loss)
+    last_step = _saved_step(list_checkpoints(out / "checkpoints")[-1])
+    write_exported(out / "metrics.csv", last_step, module.progress, scores)
     summary = RunSummary(
         training=config,
         model=config.model,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         train=train_set.utterances,
         dev=dev_set.utterances,
-        steps=_saved_step(list_checkpoints(out / "checkpoints")[-1]),
+        steps=last_step,
         progress=module.progress,
         stopped=stopped,
         weights=weights,
