@@ -173,3 +173,11 @@ def test_new_model_takes_filters_from_librosa():
     filters = SambaASR(ModelConfig()).features.mel_filters
     expected = torch.from_numpy(librosa.filters.mel(sr=16_000, n_fft=400, n_mels=80))
     torch.testing.assert_close(filters, expected)
+
+
+def test_others_may_read_what_the_umask_lets_them(folder, tmp_path):
+    """safetensors writes files that only their owner can read; a shared model folder needs the usual mode."""
+    model, tokenizer = load_checkpoint(folder)
+    save_checkpoint(tmp_path / "again", model, tokenizer, "")
+    modes = {path.stat().st_mode for path in (tmp_path / "again").iterdir()}
+    assert len(modes) == 1

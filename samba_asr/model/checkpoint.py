@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from samba_asr.config import CONFIG_VERSION, ModelConfig
@@ -44,7 +44,7 @@ def save_checkpoint(
         )
     config = {"format": _FORMAT, "version": CONFIG_VERSION, "model": model.config.to_dict()}
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(tensors, path))
+    _replace(folder / WEIGHTS_FILE, lambda path: path.write_bytes(save(tensors)))  # save_file's is private to its owner
     _replace(folder / TOKENIZER_FILE, tokenizer.save)
     _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
     _replace(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
