@@ -101,7 +101,8 @@ def test_dev_share(data, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--data", "absent"], 1, "absent does not exist"),
+        (["--data", "absent"], 2, "--data absent does not exist: name a corpus folder"),
+        (["--data", "LJSpeech-1.1/metadata.csv"], 2, "metadata.csv is not a folder"),
         (["--data", "LibriSpeech/dev-clean/84"], 1, "holds no corpus of a known layout; see prepare.py --help"),
         (["--data", ".", "--corpora", "timit"], 1, "--corpora timit: . has ljspeech, librispeech"),
         (["--data", "."], 1, "--vocab-size: vocab_size (512) is too large for so little text: use at most"),
@@ -115,6 +116,18 @@ def test_user_errors(data, tmp_path, arguments, code, message):
     run = prepare(*arguments, "--out", tmp_path / "out", cwd=data)
     assert run.returncode == code and message in run.stderr, run.stderr
     assert run.stdout == "" and "Traceback" not in run.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_ctrl_c(data, tmp_path):
+    code = f"""
+import runpy, signal, samba_asr.training.corpora as corpora
+corpora.scan_corpus = lambda *_, **__: signal.raise_signal(signal.SIGINT)
+runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
+"""
+    command = [sys.executable, "-c", code, "--data", str(data), "--out", str(tmp_path / "out")]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 130 and run.stderr.strip() == "prepare.py: interrupted"
     assert not (tmp_path / "out").exists()
 
 

@@ -1,11 +1,13 @@
 """train.py through its command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from samba_asr.config import PRESETS
@@ -85,6 +87,18 @@ def test_train_from_a_folder_to_a_checkpoint_then_resume(corpus, capsys, monkeyp
     assert (corpus / "run" / "checkpoints" / "step=5.ckpt").exists()
 
 
+def test_ctrl_c_while_the_run_is_set_up(corpus, capsys, monkeypatch):
+    monkeypatch.chdir(corpus)
+
+    def interrupt(path):
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("samba_asr.training.run.read_manifests", interrupt)
+    assert main(["--config", "mini.yaml", *DATA_FLAGS, "--out", "run", "--accelerator", "cpu"]) == 130
+    assert capsys.readouterr().err.strip() == "train.py: interrupted"
+    assert not Path("run").exists()
+
+
 def test_help_explains_every_setting():
     done = run("--help")
     assert done.returncode == 0 and done.stderr == ""
@@ -142,6 +156,7 @@ def test_out_and_data_are_needed(capsys):
             "no utterance of data.train can be used: 0 utterances, 0.00 h (left out: 4",
         ),
         (["--init_from", "nowhere"], "nowhere does not exist"),
+        *([] if torch.cuda.is_available() else [(["--accelerator", "gpu"], "accelerator (gpu) cannot be used here")]),
         (["--data.train", "lost.jsonl"], "1 audio files of data.train do not exist, the first: lost.wav"),
         (["--data.train", "damaged.jsonl"], "damaged.wav: "),
         (["--data.train", "damaged.jsonl", "--data.num_workers", "1"], "damaged.wav: "),

@@ -44,11 +44,14 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code."""
+    """Run the command line; return the exit code: 0, 1 for data that cannot be used, 2 for usage, 130 after Ctrl-C."""
     parser = build_parser()
     options = parser.parse_args(arguments)
     if not 0 <= options.dev_share < 1:
         parser.error(f"--dev-share ({options.dev_share}) must be in [0, 1)")
+    if not options.data.is_dir():
+        what = "is not a folder" if options.data.exists() else "does not exist"
+        parser.error(f"--data {options.data} {what}: name a corpus folder, or a folder of corpora")
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     try:
         splits = scan(options.data, options.corpora)
@@ -59,6 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"prepare.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nprepare.py: interrupted", file=sys.stderr)
+        return 130
     print_table(splits)
     return 0
 

@@ -12,6 +12,9 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from samba_asr.training.config import TrainingConfig
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -47,7 +50,19 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 1 for data or training that failed, 2 for usage."""
+    """Run the command line; return the exit status.
+
+    0, 1 for data or training that failed, 2 for usage, 130 where Ctrl-C interrupts (other than training, which it ends
+    after the current step; a second one there gives 1).
+    """
+    try:
+        return _run(argv)
+    except KeyboardInterrupt:
+        print("\ntrain.py: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(argv: Sequence[str] | None) -> int:
     command = ["python", *sys.argv] if argv is None else ["python", "train.py", *argv]
     arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
