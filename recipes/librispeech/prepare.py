@@ -151,11 +151,16 @@ def train_tokenizer(splits: Iterable[Split], vocab_size: int, kind: Kind) -> Tok
 
 
 def write(out: Path, splits: Iterable[Split], tokenizer: Tokenizer) -> None:
-    """Write manifests, their .tsv forms and the tokenizer."""
+    """Write manifests, their .tsv forms and the tokenizer; each file whole or not at all."""
     for split in splits:
         write_manifest(out / f"{output_name(split)}.jsonl", split.utterances)
         export_tsv(out / f"{output_name(split)}.tsv", split.utterances)
-    tokenizer.save(out / "tokenizer.model")
+    temporary = out / ".tokenizer.model.new"
+    try:
+        tokenizer.save(temporary)
+        temporary.replace(out / "tokenizer.model")
+    finally:
+        temporary.unlink(missing_ok=True)
     logging.info("wrote %s", out)
 
 
