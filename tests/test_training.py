@@ -431,13 +431,6 @@ def test_weight_decay_is_for_matrices(kind):
         assert (name in exempt) is vector, name
 
 
-def test_a_parameter_may_decline_weight_decay():
-    layer = torch.nn.Linear(3, 3)
-    layer.weight._no_weight_decay = True
-    decayed, others = parameter_groups(layer, 0.1)
-    assert not decayed["params"] and len(others["params"]) == 2
-
-
 def test_the_learning_rate_rises_and_falls():
     def share(step):
         return learning_rate_share(step, step / 1000, warmup_steps=100, final_share=0.1)

@@ -55,13 +55,13 @@ class DevScores:
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups: weight decay on matrices only.
 
-    Vectors (biases, norms, D, dt_bias ...), A_log and parameters marked ``_no_weight_decay`` have none.
+    Vectors (biases, norms, D, dt_bias ...) and A_log have none.
     """
     decayed: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or name.endswith("A_log") or getattr(parameter, "_no_weight_decay", False)
+            exempt = parameter.ndim < 2 or name.endswith("A_log")
             (others if exempt else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
