@@ -105,4 +105,9 @@ def _usable_device(device: str) -> str:
         raise ValueError(f"device ({device!r}) is unknown; use cpu or cuda") from error
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device ({device!r}): this PyTorch sees no NVIDIA GPU; use cpu")
+    try:
+        torch.empty(1, device=device).cpu()  # a device without storage, such as meta, fails here too
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"device ({device!r}) cannot be used ({reason}); use cpu or cuda") from error
     return device

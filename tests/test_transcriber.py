@@ -160,6 +160,15 @@ def test_a_device_that_is_not_there_says_so(tiny_checkpoint, device, monkeypatch
         Transcriber.load(tiny_checkpoint, device=device)
 
 
+@pytest.mark.parametrize("device", ["mps", "meta", "cuda:77"])
+def test_a_device_that_cannot_hold_anything_says_so(tiny_checkpoint, device, monkeypatch):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("there is one")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=rf"{device}.*use cpu"):
+        Transcriber.load(tiny_checkpoint, device=device)
+
+
 def test_a_transcript_is_plain_values(tiny_checkpoint, clips):
     transcript = Transcriber.load(tiny_checkpoint).transcribe(clips[0][0])
     assert transcript.to_dict() == {"text": transcript.text, "duration": transcript.duration, "model": "tiny-random"}
