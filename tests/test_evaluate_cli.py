@@ -120,6 +120,53 @@ def test_unreadable_files_count_as_deleted_and_stop_nothing(evaluate, utterances
         assert utterance.audio not in result.unreadable[utterance.audio]
 
 
+class Small(Counter):
+    """A Counter whose memory holds a second at once, and 0.8 seconds of one recording."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def transcribe_batch(self, waveforms):
+        total = sum(map(len, waveforms)) / self.sample_rate
+        if total > 1 or (len(waveforms) == 1 and total > 0.85):
+            raise self.error
+        return super().transcribe_batch(waveforms)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of\nmemory"), MemoryError()])
+def test_a_batch_too_large_is_done_one_by_one(evaluate, utterances, error, capsys):
+    result = evaluate.transcribe_set(Small(error), "noise", utterances, batch_seconds=60)
+    (longest,) = [u for u in utterances if u.duration == 0.9]
+    assert result.unreadable == {longest.audio: " ".join(str(error).split()) or "MemoryError"}
+    assert (result.wer.deletions, result.wer.errors, result.wer.words) == (9, 9, 45)
+    assert [u.hypothesis for u in result.utterances] == [u.text if u is not longest else "" for u in utterances]
+    assert capsys.readouterr().err.count(longest.audio) == 1
+
+
+def test_an_interrupt_is_no_traceback(evaluate, manifests, model_folder, monkeypatch, capsys):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "transcribe_set", interrupted)
+    assert evaluate.main(["--model", str(model_folder), "--manifests", *manifests]) == 130
+    assert capsys.readouterr() == ("", "evaluate.py: interrupted\n")
+
+
+def test_a_report_folder_that_cannot_be_written_shows_before_the_work(
+    evaluate, manifests, model_folder, tmp_path, monkeypatch, capsys
+):
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    monkeypatch.setattr(evaluate.tempfile, "TemporaryFile", refuse)
+    options = ["--model", str(model_folder), "--manifests", *manifests, "--out", str(tmp_path / "locked")]
+    assert evaluate.main(options) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("evaluate.py: error: ") and str(tmp_path / "locked") in err
+
+
 def test_names_of_sets(evaluate, tmp_path):
     assert evaluate.set_names([Path("a/dev-clean.jsonl"), Path("test.jsonl")]) == ["dev-clean", "test"]
     assert evaluate.set_names([Path("a/dev.jsonl"), Path("b/dev.jsonl")]) == ["a/dev.jsonl", "b/dev.jsonl"]
@@ -184,7 +231,7 @@ def test_search_limit_and_no_report(evaluate, manifests, model_folder, tmp_path,
     assert evaluate.main([*options, "--search", "autoregressive"]) == 0
     assert evaluate.main([*options, "--search", "ctc"]) == 0
     assert searches == ["autoregressive", "ctc"]
-    assert capsys.readouterr().out.count("2 utterances") == 4
+    assert capsys.readouterr().out.count("2 utterances") == 2  # one set: no line for all
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -193,7 +240,8 @@ def test_exit_code_of_an_unreadable_file(evaluate, manifests, utterances, model_
     options = ["--model", str(model_folder), "--manifests", manifests[0], "--out", str(tmp_path / "report")]
     assert evaluate.main(options) == 1
     captured = capsys.readouterr()
-    assert captured.out.splitlines()[0].endswith(", 1 unreadable")
+    assert captured.out.endswith(", 1 unreadable\n")
+    assert len(captured.out.splitlines()) == 1
     assert utterances[2].audio in captured.err
     report = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
     assert f"- `{utterances[2].audio}`: " in report

@@ -2,12 +2,14 @@
 """Transcribe the sets of some manifests and report their word error rates.
 
 Prints one line a set. With --out, also writes report.md, utterances.jsonl and pictures into a folder.
-Exit code: 0, 1 if a recording could not be read (its words count as deleted), 2 for wrong arguments.
+Exit code: 0, 1 if a recording could not be read or transcribed (its words count as deleted), 2 for wrong arguments,
+130 if interrupted.
 """
 
 import argparse
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,10 +27,11 @@ try:
     from samba_asr.evaluation.wer import ScoredUtterance
     from samba_asr.training.manifest import Utterance, read_manifest
     from samba_asr.transcriber import Transcriber
+    from samba_asr.transcript import Transcript
 except ModuleNotFoundError as error:
     sys.exit(f"evaluate.py: evaluation needs more packages ({error}); install them with: pip install -e '.[train]'")
 
-DONE, SOME_UNREADABLE, USAGE = 0, 1, 2
+DONE, SOME_UNREADABLE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 
 def positive(text: str) -> int:
@@ -110,9 +113,25 @@ def read_batch(
         try:
             yield i, load_audio(utterances[i].audio, sample_rate)
         except (OSError, ValueError) as error:
-            path = utterances[i].audio
-            unreadable[path] = str(error).removeprefix(f"{path}: ")
-            tqdm.write(f"{path}: {unreadable[path]}; its words count as deleted", file=sys.stderr)
+            note_unreadable(utterances[i].audio, error, unreadable)
+
+
+def note_unreadable(path: str, error: Exception, unreadable: dict[str, str]) -> None:
+    """Put the reason, in one line, into ``unreadable`` and on standard error."""
+    unreadable[path] = " ".join(str(error).removeprefix(f"{path}: ").split()) or type(error).__name__
+    tqdm.write(f"{path}: {unreadable[path]}; its words count as deleted", file=sys.stderr)
+
+
+def transcribe_each(
+    transcriber: Transcriber, waveforms: Sequence[np.ndarray]
+) -> list[Transcript | RuntimeError | MemoryError]:
+    """Transcribe a batch at once or, where that fails, as for want of memory, one by one; an error for each failure."""
+    try:
+        return list(transcriber.transcribe_batch(waveforms))
+    except (RuntimeError, MemoryError) as error:
+        if len(waveforms) == 1:
+            return [error.with_traceback(None)]  # the traceback would keep the tensors
+    return [transcribe_each(transcriber, [waveform])[0] for waveform in waveforms]
 
 
 def transcribe_set(
@@ -126,12 +145,22 @@ def transcribe_set(
         for batch in make_batches([u.duration for u in utterances], batch_seconds):
             read = list(read_batch(utterances, batch, transcriber.sample_rate, unreadable))
             start = time.perf_counter()
-            transcripts = transcriber.transcribe_batch([waveform for _, waveform in read])
+            transcripts = transcribe_each(transcriber, [waveform for _, waveform in read])
             seconds += time.perf_counter() - start
             for (i, _), transcript in zip(read, transcripts, strict=True):
-                scored[i] = replace(scored[i], hypothesis=transcript.text, duration=transcript.duration)
+                if isinstance(transcript, Exception):
+                    note_unreadable(utterances[i].audio, transcript, unreadable)
+                else:
+                    scored[i] = replace(scored[i], hypothesis=transcript.text, duration=transcript.duration)
             progress.update(len(batch))
     return SetResult(name, scored, seconds, unreadable)
+
+
+def make_writable(folder: Path) -> None:
+    """Make a folder; raise OSError where it cannot be made or written into."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def describe(options: argparse.Namespace, arguments: Sequence[str], transcriber: Transcriber) -> dict[str, str]:
@@ -149,14 +178,22 @@ def describe(options: argparse.Namespace, arguments: Sequence[str], transcriber:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate as the command line says; return the exit code."""
     options = parse_arguments(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
         sets = read_sets(options.manifests, options.limit)
         if options.out:
-            options.out.mkdir(parents=True, exist_ok=True)  # a wrong folder shows before the work
+            make_writable(options.out)  # a wrong folder shows before the work
         transcriber = Transcriber.load(options.model, options.device, options.search)
     except (OSError, ValueError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
@@ -169,7 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results.append(transcribe_set(transcriber, name, utterances, options.batch_seconds))
         print(summary_line(results[-1]), flush=True)
     total = combine(results)
-    print(summary_line(total))
+    if len(results) > 1:
+        print(summary_line(total))
     if options.out:
         details = describe(options, arguments, transcriber)
         report = write_report(options.out, results, details, transcriber.model.features, options.worst)
