@@ -1,10 +1,11 @@
 """A page in the browser: upload or record speech, read the words.
 
-python app.py [--model MODEL] [--host HOST] [--port PORT] [--share]
+python app.py [--model MODEL] [--device DEVICE] [--host HOST] [--port PORT] [--share]
 """
 
 import argparse
 import csv
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ try:
     from starlette.middleware import Middleware
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 except ImportError as error:
-    sys.exit(f"samba-asr: the demo needs Gradio ({error}); install it with: pip install 'samba-asr[demo]'")
+    sys.exit(f"samba-asr: the demo needs Gradio ({error}); install it with: pip install -e '.[demo]'")
 
 EXAMPLES = Path(__file__).parent / "tests" / "data"
 
@@ -121,18 +122,37 @@ def _examples() -> dict[str, str]:
         return {str(EXAMPLES / row["file"]): " ".join(row["text"].lower().split()[:4]) + " …" for row in rows}
 
 
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 65535")
+    return int(text)
+
+
+def _check_host(host: str) -> None:
+    """Raise ValueError for a host that is no address of this machine."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:
+        advice = "use 127.0.0.1, or 0.0.0.0 to serve other machines too"
+        raise ValueError(f"--host ({host!r}) is no address of this machine; {advice}") from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Serve the page until interrupted; return the exit status (2: no such model, port taken)."""
+    """Serve the page until interrupted; return the exit status (2: no such model, device or host, or port taken)."""
     parser = argparse.ArgumentParser(
         prog="app.py", description="A page in the browser: upload or record, read the words."
     )
     parser.add_argument("--model", metavar="MODEL", help="a checkpoint folder or a model's name (as in transcribe.py)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 serves other machines too (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=7860, help="default: 7860")
+    parser.add_argument("--port", type=_port, default=7860, help="1 to 65535 (default: 7860)")
     parser.add_argument("--share", action="store_true", help="also make a public address, through Gradio's servers")
     arguments = parser.parse_args(argv)
     try:
-        demo = build_demo(Transcriber.load(arguments.model))
+        _check_host(arguments.host)
+        demo = build_demo(Transcriber.load(arguments.model, arguments.device))
         launch(demo, server_name=arguments.host, server_port=arguments.port, share=arguments.share)
     except (OSError, ValueError) as error:
         print(f"samba-asr: error: {error}", file=sys.stderr)

@@ -100,6 +100,27 @@ def test_a_taken_port_is_said(url, tiny_checkpoint, capsys):
     assert port in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "-1", "many"])
+def test_a_port_that_cannot_be_is_said(port, capsys):
+    with pytest.raises(SystemExit) as stop:
+        app.main(["--port", port])
+    assert stop.value.code == 2
+    assert "1 to 65535" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["nonsense.invalid", "192.0.2.1", ".", "a" * 70])
+def test_a_host_that_is_not_this_machine_is_said(host, capsys):
+    assert app.main(["--host", host]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"samba-asr: error: --host ({host!r})")
+    assert "127.0.0.1" in line
+
+
+def test_the_device_is_passed_on(tiny_checkpoint, capsys):
+    assert app.main(["--model", str(tiny_checkpoint), "--device", "abacus"]) == 2
+    assert "'abacus'" in capsys.readouterr().err
+
+
 @pytest.fixture
 def browser(tmp_path):
     """Headless Chromium that logs every request."""
