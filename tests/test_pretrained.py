@@ -62,6 +62,14 @@ def test_without_a_shelf_the_error_names_all_three_ways(tmp_path):
         resolve_model("tiny", tmp_path / "pretrained")
 
 
+def test_a_default_without_its_folder_names_all_three_ways(shelf):
+    (shelf / "second").rmdir()
+    with pytest.raises(FileNotFoundError) as caught:
+        resolve_model(None, shelf)
+    for words in ("'second'", str(shelf / "second"), "missing", "--model", "SAMBA_ASR_MODEL", "pretrained/index.json"):
+        assert words in str(caught.value)
+
+
 @pytest.mark.parametrize("model", ["", "config.json", "gone"])
 def test_what_is_no_model_says_so(shelf, model, monkeypatch):
     (shelf / "config.json").write_text("{}")

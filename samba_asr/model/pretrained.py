@@ -13,6 +13,12 @@ PRETRAINED = Path(samba_asr.__file__).resolve().parents[1] / "pretrained"
 """The checkout's models: ``index.json`` and one folder for each."""
 
 
+_WAYS = (
+    f"give one (--model FOLDER, or Transcriber.load(FOLDER)), or set the environment variable {MODEL_VARIABLE}, or run "
+    "in a checkout of samba-asr with the model that its pretrained/index.json names as default"
+)
+
+
 def pretrained_models(folder: Path = PRETRAINED) -> tuple[str | None, dict[str, str]]:
     """Read an index: its default's name, and each name's description.
 
@@ -46,10 +52,10 @@ def resolve_model(model: str | Path | None = None, pretrained: Path = PRETRAINED
         return _named(variable, MODEL_VARIABLE, pretrained)
     default, _ = pretrained_models(pretrained)
     if default is None:
+        raise FileNotFoundError(f"no model: {_WAYS} ({pretrained} has none)")
+    if not (pretrained / default).is_dir():
         raise FileNotFoundError(
-            f"no model: give one (--model FOLDER, or Transcriber.load(FOLDER)), or set the environment variable "
-            f"{MODEL_VARIABLE}, or run in a checkout of samba-asr, whose pretrained/index.json names a default "
-            f"({pretrained} has none)"
+            f"the default of {pretrained / 'index.json'} is {default!r}, but {pretrained / default} is missing: {_WAYS}"
         )
     return _named(default, f"the default of {pretrained / 'index.json'}", pretrained)
 
