@@ -26,11 +26,17 @@ if TYPE_CHECKING:
 PROGRAM = "samba-asr"
 DONE, SOME_FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
+ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"})
+
 DESCRIPTION = """\
 Print the words of recordings, in any format that libsndfile or FFmpeg reads.
 
 The words go to standard output, everything else to standard error. With several
-recordings each line is the path, a tab and the words, in the order given."""
+recordings each line is the path, a tab and the words, in the order given; a path
+that holds a tab or a line break is written with \\t, \\n, \\r and \\\\.
+
+Each recording is held in memory as a whole, about 50 MB a minute with a tiny model:
+cut recordings of hours into pieces."""
 
 EPILOG = """\
 examples:
@@ -156,7 +162,12 @@ def _rendered(path: str, transcript: "Transcript", output_format: str, with_path
     if output_format == "json":
         values = transcript.to_dict()
         return json.dumps({"path": path} | {name: values[name] for name in ("duration", "text", "model")})
-    return f"{path}\t{transcript.text}" if with_path else transcript.text
+    return f"{_one_field(path)}\t{transcript.text}" if with_path else transcript.text
+
+
+def _one_field(path: str) -> str:
+    """Escape a path that would break its line; any other is itself."""
+    return path.translate(ESCAPES) if set(path) & set("\t\n\r") else path
 
 
 def output_paths(paths: Sequence[str], folder: Path, extension: str) -> list[Path]:

@@ -78,6 +78,19 @@ def test_search_and_model_are_passed_on(tiny_checkpoint, paths, transcripts, cap
     assert capsys.readouterr().out == expected + "\n" != transcripts[0].text + "\n"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
+def test_a_path_never_breaks_its_line(paths, transcripts, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["a\tb\nc\rd\\e.mp3", "back\\slash.mp3"]
+    for name in names:
+        shutil.copy(paths[0], name)
+    assert main(names) == 0
+    text = transcripts[0].text
+    assert capsys.readouterr().out == f"a\\tb\\nc\\rd\\\\e.mp3\t{text}\nback\\slash.mp3\t{text}\n"
+    assert main(["--output-format", "json", *names]) == 0
+    assert [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()] == names
+
+
 # Output folder
 
 
@@ -274,6 +287,8 @@ def test_help_teaches(capsys):
         main(["--help"])
     assert stop.value.code == 0
     out = capsys.readouterr().out
+    assert r"\t, \n, \r and \\" in out
+    assert "MB a minute" in out
     for word in ("examples", "SAMBA_ASR_MODEL", "pretrained", "exit status", "--output-dir", "autoregressive"):
         assert word in out
 
