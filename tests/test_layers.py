@@ -195,15 +195,37 @@ def tracked_files():
     return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
 
 
+ABSOLUTE = re.compile(r"(?<![\w.~})\]-])/(?:home|Users|root|tmp|work|scratch|mnt)(?![\w-])")
+UPWARDS = re.compile(r"(?<![\w./])(?:\.\./)+\w[\w./-]*")
+
+
+def places_elsewhere(text, folder):
+    """Return the absolute paths of home and scratch folders, and the paths upwards from a folder that lead nowhere."""
+    upwards = [(found, (folder / found).resolve()) for found in UPWARDS.findall(text)]
+    outside = [found for found, path in upwards if not (path.is_relative_to(ROOT) and path.exists())]
+    return ABSOLUTE.findall(text) + outside
+
+
 def test_no_file_names_a_place_outside_the_project():
-    stranger = re.compile("/" + r"work\b|\.\." + "/shared")
     for path in tracked_files():
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError:
             continue
-        found = stranger.search(text)
-        assert not found, f"{path} mentions {found[0]}"
+        found = places_elsewhere(text, path.parent)
+        assert not found, f"{path.relative_to(ROOT)} names {found}: only one machine has that"
+
+
+@pytest.mark.parametrize("root", ["home", "Users", "root", "tmp", "work", "scratch", "mnt"])
+def test_places_outside_the_project_are_seen(root):
+    for text in (f"/{root}/someone/a.wav", f"'/{root}/x'", f"see `/{root}`", f"cd /{root}\n", f"file:///{root}/x"):
+        assert places_elsewhere(text, ROOT), text
+    for text in (f"a/{root}/x", f"https://host/{root}/x", f"{{x}}/{root}/x", f"/{root}ed", f"~/{root}", f"./{root}"):
+        assert not places_elsewhere(text, ROOT), text
+    above = ".." + "/"
+    for text in (f"see {above}shared/notes.md", f"[x]({above}{above}x)", f"({above}README.md)"):
+        assert places_elsewhere(text, ROOT), text
+    assert not places_elsewhere(f"[x]({above}README.md), conf/{above}conf", ROOT / "tests")
 
 
 def test_no_file_is_a_drawer_for_everything():
