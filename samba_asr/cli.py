@@ -35,7 +35,7 @@ The words go to standard output, everything else to standard error. With several
 recordings each line is the path, a tab and the words, in the order given; a path
 that holds a tab or a line break is written with \\t, \\n, \\r and \\\\.
 
-Each recording is held in memory as a whole, about 50 MB a minute with a tiny model:
+Each recording is held in memory as a whole, about 65 MB a minute with a tiny model:
 cut recordings of hours into pieces."""
 
 EPILOG = """\
