@@ -214,3 +214,12 @@ def test_data_settings_are_checked(changes, message):
 def test_training_settings_are_checked(changes):
     with pytest.raises(ValueError, match=next(iter(changes))):
         TrainingConfig(data=DataConfig(train="a", dev="b", tokenizer="c"), **changes)
+
+
+def test_without_the_extra_train_it_says_what_to_install():
+    script = str(RECIPE / "train.py")
+    code = f"import runpy, sys; sys.modules['jsonargparse'] = None; runpy.run_path({script!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("train.py: ") and "jsonargparse" in done.stderr and "'.[train]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
