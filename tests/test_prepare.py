@@ -123,6 +123,7 @@ def test_user_errors(data, tmp_path, arguments, code, message):
 def test_ctrl_c(data, tmp_path):
     code = f"""
 import runpy, signal, samba_asr.training.corpora as corpora
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
 corpora.scan_corpus = lambda *_, **__: signal.raise_signal(signal.SIGINT)
 runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
 """

@@ -94,7 +94,11 @@ def test_ctrl_c_while_the_run_is_set_up(corpus, capsys, monkeypatch):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr("samba_asr.training.run.read_manifests", interrupt)
-    assert main(["--config", "mini.yaml", *DATA_FLAGS, "--out", "run", "--accelerator", "cpu"]) == 130
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        assert main(["--config", "mini.yaml", *DATA_FLAGS, "--out", "run", "--accelerator", "cpu"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.strip() == "train.py: interrupted"
     assert not Path("run").exists()
 
