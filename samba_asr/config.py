@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 CONFIG_VERSION = 1
-"""Raised when an older reader would misread a newer ``config.json``."""
+"""Of ``config.json``: increase it with every field that is added, removed or redefined."""
 
 Normalisation = Literal["whisper", "global", "causal"]
 MixerKind = Literal["mamba", "mamba2"]
@@ -71,7 +71,7 @@ class MixerConfig:
     kind: MixerKind = "mamba2"
     """mamba: selective scan with a full diagonal A; mamba2: one A a head, computed as chunked matrix products (SSD)."""
     d_state: int = 0
-    """Numbers of state a channel; 0 means the papers' own: 16 (mamba) or 64 (mamba2)."""
+    """Numbers of state a channel; 0 means 16 (mamba) or 64 (mamba2)."""
     d_conv: int = 4
     """Width of the depthwise causal convolution, in frames."""
     expand: int = 2
@@ -223,7 +223,8 @@ def _from_dict(cls: Any, values: Any, where: str, complete: bool) -> Any:
         else:
             expected: Any = {int: int, float: (int, float)}.get(kind, str)
             if isinstance(value, bool) or not isinstance(value, expected):
-                raise ValueError(f"{where}.{name} ({value!r}) must be of type {getattr(kind, '__name__', 'str')}")
+                names = {int: "int", float: "float"}
+                raise ValueError(f"{where}.{name} ({value!r}) must be of type {names.get(kind, 'str')}")
         arguments[name] = value
     return cls(**arguments)
 

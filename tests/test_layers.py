@@ -223,7 +223,7 @@ def test_places_outside_the_project_are_seen(root):
     for text in (f"a/{root}/x", f"https://host/{root}/x", f"{{x}}/{root}/x", f"/{root}ed", f"~/{root}", f"./{root}"):
         assert not places_elsewhere(text, ROOT), text
     above = ".." + "/"
-    for text in (f"see {above}shared/notes.md", f"[x]({above}{above}x)", f"({above}README.md)"):
+    for text in (f"see {above}elsewhere/notes.md", f"[x]({above}{above}x)", f"({above}README.md)"):
         assert places_elsewhere(text, ROOT), text
     assert not places_elsewhere(f"[x]({above}README.md), conf/{above}conf", ROOT / "tests")
 

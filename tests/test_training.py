@@ -472,6 +472,9 @@ def test_a_run_starts_from_a_checkpoints_weights(whole_run, corpus, tmp_path):
     train(config, tmp_path / "run")
     for name, value in weights_of(out).items():
         torch.testing.assert_close(weights_of(tmp_path / "run")[name], value, atol=1e-9, rtol=0)
+    other_features = dataclasses.replace(config, model=small_model(normalisation="whisper"))
+    with pytest.raises(ValueError, match=r"model.features.normalisation was causal and is now whisper"):
+        train(other_features, tmp_path / "other features")
     wider = dataclasses.replace(config, model=dataclasses.replace(small_model(), d_model=64))
     with pytest.raises(ValueError, match="another model than the configured one"):
         train(wider, tmp_path / "wider")
@@ -481,6 +484,17 @@ def test_a_run_starts_from_a_checkpoints_weights(whole_run, corpus, tmp_path):
     save_checkpoint(tmp_path / "other", model, other, "")
     with pytest.raises(ValueError, match="another tokenizer"):
         train(dataclasses.replace(config, init_from=str(tmp_path / "other")), tmp_path / "again")
+
+
+def test_a_resumed_run_needs_no_initial_weights_and_keeps_its_records(whole_run, corpus, tmp_path):
+    initial = shutil.copytree(whole_run[0] / "checkpoint", tmp_path / "initial")
+    config = settings(corpus, init_from=str(initial), max_steps=1)
+    train(config, tmp_path / "run", command=["first"])
+    shutil.rmtree(initial)
+    for command in ("second", "third"):
+        train(config, tmp_path / "run", resume=True, command=[command])
+    versions = json.loads((tmp_path / "run" / "versions.json").read_text())
+    assert [versions["command"], *(record["command"] for record in versions["earlier"])] == ["third", "first", "second"]
 
 
 def test_utterances_for_validation_are_spread_over_the_sets(corpus):

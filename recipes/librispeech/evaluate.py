@@ -170,7 +170,7 @@ def describe(options: argparse.Namespace, arguments: Sequence[str], transcriber:
         "Command": shlex.join(["python", sys.argv[0], *arguments]),
         "Model": f"{options.model or transcriber.name}, {parameters / 1e6:.1f} M parameters",
         "Search": transcriber.search.search,
-        "Device": torch.cuda.get_device_name() if options.device.startswith("cuda") else options.device,
+        "Device": torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device,
         "Batches": f"at most {options.batch_seconds} s of audio, padding included",
         **({"Limit": f"the first {options.limit} utterances of each set"} if options.limit else {}),
     }

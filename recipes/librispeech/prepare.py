@@ -86,7 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=0.0,
         help="share of the training hours to make a dev split of, in corpora without one; with other speakers where "
-        "there are several, with other texts in any case (default: 0, none)",
+        "there are enough, otherwise with other texts (default: 0, none)",
     )
     parser.add_argument("--corpora", nargs="+", metavar="NAME", help="only these corpora (default: all that are found)")
     return parser

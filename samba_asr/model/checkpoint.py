@@ -82,8 +82,11 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 def _replace(path: Path, write: Any) -> None:
     partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
+    try:
+        write(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _read_config(path: Path) -> ModelConfig:
@@ -96,7 +99,7 @@ def _read_config(path: Path) -> ModelConfig:
     version = content.get("version")
     if version != CONFIG_VERSION:
         raise CheckpointError(
-            f"{path} has version {version}, this program reads version {CONFIG_VERSION}; update samba-asr or convert it"
+            f"{path} has version {version}, this program reads version {CONFIG_VERSION}; use the version that wrote it"
         )
     try:
         return ModelConfig.from_dict(content.get("model") or {}, complete=True)

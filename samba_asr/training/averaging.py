@@ -10,7 +10,7 @@ def average_states(states: Iterable[Mapping[str, Tensor]], parameters: Collectio
     """Return the uniform mean of state dicts, oldest first.
 
     Floating-point ``parameters`` are summed in float64 and returned in their own type; everything else (buffers,
-    integers) comes from the last state. Only one state and the sums are in memory at a time, if ``states`` is lazy.
+    integers) comes from the last state. At most two states and the sums are in memory at a time, if ``states`` is lazy.
 
     Args:
         states: state dicts with the same names and shapes.

@@ -180,7 +180,12 @@ class Metrics(lightning.Callback):
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """Return a run's checkpoints, oldest first."""
-    return sorted(folder.glob("step=*.ckpt"), key=lambda path: int(path.stem.removeprefix("step=")))
+    return sorted(folder.glob("step=*.ckpt"), key=saved_step)
+
+
+def saved_step(checkpoint: Path) -> int:
+    """Return the step that a checkpoint's name says."""
+    return int(checkpoint.stem.removeprefix("step="))
 
 
 class Checkpoints(lightning.Callback):

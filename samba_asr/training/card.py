@@ -19,8 +19,8 @@ from samba_asr.training.module import DevScores, Progress
 _PACKAGES = ("torch", "torchaudio", "lightning", "numpy", "sentencepiece", "librosa", "soundfile", "soxr", "jiwer")
 
 
-def describe_environment(command: Sequence[str]) -> dict[str, Any]:
-    """Return versions, git commit, command line and machine, for versions.json."""
+def describe_environment(command: Sequence[str], device: torch.device) -> dict[str, Any]:
+    """Return versions, git commit, command line and machine, for versions.json; device: what trains."""
     return {
         "samba_asr": __version__,
         "python": platform.python_version(),
@@ -32,7 +32,7 @@ def describe_environment(command: Sequence[str]) -> dict[str, Any]:
             "processor": processor_name(),
             "cores": available_cores(),
             "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
         },
     }
 

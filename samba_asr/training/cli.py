@@ -68,8 +68,8 @@ def _run(argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
     # GNU OpenMP's idle threads spin for milliseconds, which slows training 3 to 5 times where another process wants a
-    # core; threads that never spin cost a third on an idle machine. A short spin costs nothing there (72 audio seconds
-    # a second on two cores, 71 by default, 50 without spinning). It is read when torch is first imported.
+    # core; threads that never spin cost a third on an idle machine; a short spin costs nothing there. It is read when
+    # torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     from samba_asr.training.run import train  # takes seconds to import: not for --help
 

@@ -35,7 +35,7 @@ class Progress:
     position: int = 0
     """Batches drawn, those of skipped steps included."""
     audio_seconds: float = 0.0
-    """Audio trained on, padding left out."""
+    """Audio of the batches drawn, padding left out."""
     minutes: float = 0.0
     """Wall-clock time."""
     skipped: int = 0

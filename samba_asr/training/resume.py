@@ -46,12 +46,12 @@ def check_same_run(path: Path, config: TrainingConfig, tokenizer: Tokenizer) -> 
     """Raise ValueError where a checkpoint's tokenizer or model differs from what is configured."""
     saved = read_checkpoint(path)["hyper_parameters"]
     ours = tokenizer_hash(tokenizer)
-    if saved.get("tokenizer_sha256", ours) != ours:
+    if saved["tokenizer_sha256"] != ours:
         raise ValueError(
             f"data.tokenizer ({config.data.tokenizer}) is another tokenizer than that of {path}: "
             "resume with the run's own, or choose another --out"
         )
-    changes = list(_differences("model", saved["training"]["model"], config.to_dict()["model"]))
+    changes = list(differences("model", saved["training"]["model"], config.to_dict()["model"]))
     if changes:
         raise ValueError(
             f"the configured model is another one than that of {path}: {'; '.join(changes)}; "
@@ -59,10 +59,11 @@ def check_same_run(path: Path, config: TrainingConfig, tokenizer: Tokenizer) -> 
         )
 
 
-def _differences(name: str, saved: Any, ours: Any) -> Iterator[str]:
+def differences(name: str, saved: Any, ours: Any) -> Iterator[str]:
+    """Say, setting by setting, where two configs as plain dicts differ in what the weights mean."""
     if isinstance(saved, Mapping) and isinstance(ours, Mapping):
         for key in (*ours, *(key for key in saved if key not in ours)):
             if key not in _FREE:
-                yield from _differences(f"{name}.{key}", saved.get(key), ours.get(key))
+                yield from differences(f"{name}.{key}", saved.get(key), ours.get(key))
     elif saved != ours:
         yield f"{name} was {saved} and is now {ours}"

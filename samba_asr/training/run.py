@@ -20,7 +20,14 @@ from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.averaging import average_states
 from samba_asr.training.batching import BatchSequence, dev_batches
-from samba_asr.training.callbacks import Checkpoints, GracefulStop, Metrics, list_checkpoints, write_exported
+from samba_asr.training.callbacks import (
+    Checkpoints,
+    GracefulStop,
+    Metrics,
+    list_checkpoints,
+    saved_step,
+    write_exported,
+)
 from samba_asr.training.card import RunSummary, describe_environment, model_card
 from samba_asr.training.config import TrainingConfig
 from samba_asr.training.curves import plot_curves
@@ -33,7 +40,7 @@ from samba_asr.training.data import (
     select_utterances,
 )
 from samba_asr.training.module import DevScores, TrainingModule
-from samba_asr.training.resume import check_same_run, read_checkpoint
+from samba_asr.training.resume import check_same_run, differences, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -69,16 +76,15 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
         check_same_run(last, config, tokenizer)
     train_set, dev_set = _select(config, tokenizer)
     torch.manual_seed(config.seed)
-    model = _build_model(config, tokenizer)
+    model = SambaASR(config.model)
+    if last is None and config.init_from is not None:
+        _load_initial(model, config.init_from, config, tokenizer)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
     module = TrainingModule(config, model, tokenizer, dev_set.utterances)
     start = 0 if last is None else _load_weights(module, last)
-    environment = describe_environment(command)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-    (out / "versions.json").write_text(json.dumps(environment, indent=2) + "\n", encoding="utf-8")
-
+    environment = describe_environment(command, trainer.strategy.root_device)
+    _write_records(out, config, environment)
     if last is None:
         (out / "metrics.csv").unlink(missing_ok=True)
     else:
@@ -88,7 +94,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     stopped = stop.reason or f"max_steps ({config.max_steps}) reached"
     weights, scores = choose_weights(config, module, dev_set, list_checkpoints(out / "checkpoints"))
     log.info("exported: %s; dev loss %.3f", weights, scores.loss)
-    last_step = _saved_step(list_checkpoints(out / "checkpoints")[-1])
+    last_step = saved_step(list_checkpoints(out / "checkpoints")[-1])
     write_exported(out / "metrics.csv", last_step, module.progress, scores)
     summary = RunSummary(
         training=config,
@@ -159,22 +165,34 @@ def spread(selection: Selection, count: int) -> Selection:
     return Selection([selection.utterances[i] for i in kept], [selection.tokens[i] for i in kept], selection.left_out)
 
 
-def _build_model(config: TrainingConfig, tokenizer: Tokenizer) -> SambaASR:
-    model = SambaASR(config.model)
-    if config.init_from is not None:
-        initial, its_tokenizer = load_checkpoint(config.init_from)
-        if its_tokenizer.model_proto != tokenizer.model_proto:
-            raise ValueError(
-                f"init_from: {config.init_from} has another tokenizer than data.tokenizer ({config.data.tokenizer}); "
-                f"use {Path(config.init_from) / 'tokenizer.model'}"
-            )
-        try:
-            model.load_state_dict(initial.state_dict())
-        except RuntimeError as error:
-            raise ValueError(
-                f"init_from: {config.init_from} is another model than the configured one: {error}"
-            ) from error
-    return model
+def _load_initial(model: SambaASR, folder: str, config: TrainingConfig, tokenizer: Tokenizer) -> None:
+    initial, its_tokenizer = load_checkpoint(folder)
+    if its_tokenizer.model_proto != tokenizer.model_proto:
+        raise ValueError(
+            f"init_from: {folder} has another tokenizer than data.tokenizer ({config.data.tokenizer}); "
+            f"use {Path(folder) / 'tokenizer.model'}"
+        )
+    another = f"init_from: {folder} is another model than the configured one: "
+    changes = list(differences("model", initial.config.to_dict(), config.model.to_dict()))
+    if changes:
+        raise ValueError(another + "; ".join(changes))
+    try:
+        model.load_state_dict(initial.state_dict())
+    except RuntimeError as error:
+        raise ValueError(another + str(error)) from error
+
+
+def _write_records(out: Path, config: TrainingConfig, environment: dict[str, Any]) -> None:
+    """Write config.yaml and versions.json; where a run is resumed, the records before stay under "earlier"."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
+    versions = out / "versions.json"
+    earlier = []
+    if versions.exists():
+        before = json.loads(versions.read_text(encoding="utf-8"))
+        earlier = [*before.pop("earlier", []), before]
+    record = {**environment, "earlier": earlier} if earlier else environment
+    versions.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 @torch.no_grad()
@@ -279,16 +297,16 @@ def choose_weights(
     module.model.load_state_dict(last)
     last_scores = _validate(config, module, dev_set)
     if len(checkpoints) == 1:
-        return f"step {_saved_step(checkpoints[-1])}", last_scores
+        return f"step {saved_step(checkpoints[-1])}", last_scores
     names = [name for name, _ in module.model.named_parameters()]
     average = average_states((_model_state(path) for path in checkpoints), names)
     module.model.load_state_dict(average)
     scores = _validate(config, module, dev_set)
-    steps = ", ".join(str(_saved_step(path)) for path in checkpoints)
+    steps = ", ".join(str(saved_step(path)) for path in checkpoints)
     if scores.loss <= last_scores.loss:
         return f"the average of steps {steps} (dev loss {scores.loss:.4f}, last step {last_scores.loss:.4f})", scores
     module.model.load_state_dict(last)
-    what = f"step {_saved_step(checkpoints[-1])} (dev loss {last_scores.loss:.4f}; the average of steps {steps} has "
+    what = f"step {saved_step(checkpoints[-1])} (dev loss {last_scores.loss:.4f}; the average of steps {steps} has "
     return what + f"{scores.loss:.4f})", last_scores
 
 
@@ -301,7 +319,3 @@ def _validate(config: TrainingConfig, module: TrainingModule, dev_set: Selection
 def _model_state(checkpoint: Path) -> dict[str, Tensor]:
     state = read_checkpoint(checkpoint)["state_dict"]
     return {name.removeprefix(_MODEL_PREFIX): value for name, value in state.items() if name.startswith(_MODEL_PREFIX)}
-
-
-def _saved_step(checkpoint: Path) -> int:
-    return int(checkpoint.stem.removeprefix("step="))
