@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO, get_args
 from tqdm import tqdm
 
 from samba_asr import __version__
+from samba_asr.atomic import replacing
 from samba_asr.config import Search
 from samba_asr.model.pretrained import MODEL_VARIABLE, PRETRAINED, pretrained_models, resolve_model
 
@@ -149,7 +150,9 @@ def _transcribe_one(
         for warning in caught:
             _complain(path, str(warning.message).removeprefix(f"{path}: "))
         if output is not None:
-            _write_whole(output, _rendered(path, transcript, output_format, with_path=False))
+            line = _rendered(path, transcript, output_format, with_path=False)
+            with replacing(output) as partial:
+                partial.write_text(f"{line}\n", encoding="utf-8", errors="backslashreplace", newline="\n")
             return True
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         _complain(path, error)
@@ -204,16 +207,6 @@ def _make_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file that is never seen half written."""
-    unfinished = path.with_name(f".{PROGRAM}-{os.getpid()}.tmp")
-    try:
-        unfinished.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace", newline="\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _print(line: str, stream: TextIO) -> None:

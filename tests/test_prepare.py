@@ -2,7 +2,6 @@
 
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -131,20 +130,6 @@ runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 130 and run.stderr.strip() == "prepare.py: interrupted"
     assert not (tmp_path / "out").exists()
-
-
-def test_a_tokenizer_is_written_whole_or_not_at_all(tmp_path):
-    write = runpy.run_path(str(SCRIPT))["write"]
-    (tmp_path / "tokenizer.model").write_bytes(b"old")
-
-    class Full:
-        def save(self, path):
-            Path(path).write_bytes(b"half")
-            raise OSError("no space left")
-
-    with pytest.raises(OSError, match="no space left"):
-        write(tmp_path, [], Full())
-    assert (tmp_path / "tokenizer.model").read_bytes() == b"old" and os.listdir(tmp_path) == ["tokenizer.model"]
 
 
 def test_two_corpora_of_one_name(data, tmp_path):

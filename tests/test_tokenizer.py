@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -170,3 +171,19 @@ def test_normalisation_of_all_sorts_of_characters():
         assert result == " ".join(result.split()) and all(c.isalnum() or c in " '" for c in result), hex(code)
         if unicodedata.category(char)[0] in "PSZ" and unicodedata.normalize("NFKC", char) == char:
             assert result in ("a b", "a'b"), hex(code)
+
+
+def test_a_tokenizer_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(b"old")
+    write = Path.write_bytes
+
+    def run_full(self, data):
+        write(self, data[: len(data) // 2])
+        raise OSError("no space left")
+
+    tokenizer = Tokenizer.train(["a few words for a tokenizer"] * 3, 20)
+    monkeypatch.setattr(Path, "write_bytes", run_full)
+    with pytest.raises(OSError, match="no space left"):
+        tokenizer.save(path)
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

@@ -155,12 +155,7 @@ def write(out: Path, splits: Iterable[Split], tokenizer: Tokenizer) -> None:
     for split in splits:
         write_manifest(out / f"{output_name(split)}.jsonl", split.utterances)
         export_tsv(out / f"{output_name(split)}.tsv", split.utterances)
-    temporary = out / ".tokenizer.model.new"
-    try:
-        tokenizer.save(temporary)
-        temporary.replace(out / "tokenizer.model")
-    finally:
-        temporary.unlink(missing_ok=True)
+    tokenizer.save(out / "tokenizer.model")
     logging.info("wrote %s", out)
 
 

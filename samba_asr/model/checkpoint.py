@@ -1,16 +1,15 @@
 """A checkpoint is a folder: config.json, model.safetensors, tokenizer.model and README.md, the model card."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from samba_asr.atomic import replacing
 from samba_asr.config import CONFIG_VERSION, ModelConfig
 from samba_asr.model.asr import SambaASR
 from samba_asr.text.tokenizer import Tokenizer
@@ -44,10 +43,12 @@ def save_checkpoint(
         )
     config = {"format": _FORMAT, "version": CONFIG_VERSION, "model": model.config.to_dict()}
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
-    _replace(folder / WEIGHTS_FILE, lambda path: path.write_bytes(save(tensors)))  # save_file's is private to its owner
-    _replace(folder / TOKENIZER_FILE, tokenizer.save)
-    _replace(folder / CARD_FILE, lambda path: path.write_text(card, encoding="utf-8"))
-    _replace(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8"))
+    with replacing(folder / WEIGHTS_FILE) as path:
+        path.write_bytes(save(tensors))  # save_file's is private to its owner
+    tokenizer.save(folder / TOKENIZER_FILE)
+    for name, text in ((CARD_FILE, card), (CONFIG_FILE, json.dumps(config, indent=2) + "\n")):
+        with replacing(folder / name) as path:
+            path.write_text(text, encoding="utf-8")
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[SambaASR, Tokenizer]:
@@ -78,15 +79,6 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     exact = dtype is None or tensor.dim() < 2 or name.startswith("features.") or name.endswith("A_log")
     return tensor.detach().cpu().contiguous() if exact else tensor.detach().cpu().to(dtype).contiguous()
-
-
-def _replace(path: Path, write: Any) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _read_config(path: Path) -> ModelConfig:

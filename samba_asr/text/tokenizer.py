@@ -8,6 +8,8 @@ from typing import Any, Literal, get_args
 
 import sentencepiece
 
+from samba_asr.atomic import replacing
+
 Kind = Literal["unigram", "bpe"]
 
 BLANK_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
@@ -49,8 +51,9 @@ class Tokenizer:
             raise ValueError(f"{path}: {error}") from error
 
     def save(self, path: str | Path) -> None:
-        """Write the model's bytes."""
-        Path(path).write_bytes(self.model_proto)
+        """Write the model's bytes, the whole file or nothing."""
+        with replacing(path) as partial:
+            partial.write_bytes(self.model_proto)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, kind: Kind = "unigram") -> "Tokenizer":

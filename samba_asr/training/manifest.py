@@ -3,13 +3,13 @@
 import dataclasses
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from samba_asr.atomic import replacing
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def write_manifest(path: str | Path, utterances: Iterable[Utterance]) -> None:
     """
     path = Path(path)
     folder = path.parent.absolute()
-    with _atomic_writer(path) as out:
+    with _writer(path) as out:
         for utterance in utterances:
             values = dataclasses.asdict(utterance)
             audio = Path(utterance.audio)
@@ -96,7 +96,7 @@ def export_tsv(path: str | Path, utterances: Iterable[Utterance]) -> None:
 
     Raises ValueError where an audio path holds a tab or a newline.
     """
-    with _atomic_writer(Path(path)) as out:
+    with _writer(Path(path)) as out:
         for utterance in utterances:
             if any(mark in utterance.audio for mark in "\t\n\r"):
                 raise ValueError(
@@ -106,17 +106,8 @@ def export_tsv(path: str | Path, utterances: Iterable[Utterance]) -> None:
 
 
 @contextmanager
-def _atomic_writer(path: Path) -> Iterator[TextIO]:
-    """Open a temporary file beside ``path`` that takes its place when the block ends without an error."""
+def _writer(path: Path) -> Iterator[TextIO]:
+    """Open a text file that takes ``path``'s place when the block ends without an error; make the parent folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as out:
-            yield out
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as partial, open(partial, "w", encoding="utf-8", newline="\n") as out:
+        yield out
