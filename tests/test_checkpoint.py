@@ -4,11 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from model_fixture import CONFIG
 from safetensors.torch import load_file, save_file
 
+from samba_asr.config import MixerConfig
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from samba_asr.text.tokenizer import Tokenizer
@@ -52,6 +55,16 @@ def test_half_precision_keeps_what_is_delicate(folder, tmp_path):
     torch.testing.assert_close(
         half.encode_features(*features)[0], model.encode_features(*features)[0], rtol=0.02, atol=0.02
     )
+
+
+def test_half_precision_keeps_mambas_decay_rates(folder, tmp_path):
+    _, tokenizer = load_checkpoint(folder)
+    mixer = MixerConfig(kind="mamba", d_state=8)
+    model = SambaASR(replace(CONFIG, encoder=replace(CONFIG.encoder, mixer=mixer)))
+    save_checkpoint(tmp_path / "half", model, tokenizer, "", dtype=torch.float16)
+    stored = load_file(tmp_path / "half" / "model.safetensors")
+    name = "encoder.blocks.0.mixer.forwards.A_log"
+    assert stored[name].shape == (64, 8) and stored[name].dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model"])
