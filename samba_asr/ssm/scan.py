@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
+from samba_asr.ssm.step_size import recurrence_type, step_size
 
 Backend = Literal["auto", "reference", "torch"]
 CHUNK = 64
@@ -51,15 +52,10 @@ def selective_scan(
         raise ValueError(f"backend ({backend!r}) must be 'auto', {', '.join(map(repr, _BACKENDS))}")
     batch, _, channels = u.shape
     d_state, groups = A.shape[1], 1 if B.dim() == 3 else B.shape[2]
-    compute = torch.float64 if u.dtype == torch.float64 else torch.float32
-
+    compute = recurrence_type(u)
     with torch.autocast(u.device.type, enabled=False):
-        u_, step, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (u, delta, B, C))
-        if delta_bias is not None:
-            step = step + delta_bias.to(compute)
-        if delta_softplus:
-            step = F.softplus(step)
-        step = mask_padding(step, lengths)  # again: softplus(0 + bias) is not 0
+        u_, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (u, B, C))
+        step = step_size(delta.to(compute), delta_bias, delta_softplus, lengths)
         if initial_state is None:
             initial_state = u_.new_zeros(batch, channels, d_state)
         grouped = (groups, channels // groups)

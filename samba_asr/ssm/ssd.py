@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
+from samba_asr.ssm.step_size import recurrence_type, step_size
 
 
 def ssd_scan(
@@ -39,15 +40,11 @@ def ssd_scan(
     check_lengths(lengths, *x.shape[:2])
     if chunk_size < 1:
         raise ValueError(f"chunk_size ({chunk_size}) must be positive")
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    compute = recurrence_type(x)
     batch, time, heads, head_dim = x.shape
     with torch.autocast(x.device.type, enabled=False):
-        x_, step, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (x, delta, B, C))
-        if delta_bias is not None:
-            step = step + delta_bias.to(compute)
-        if delta_softplus:
-            step = F.softplus(step)
-        step = mask_padding(step, lengths)  # again: softplus(0 + bias) is not 0
+        x_, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (x, B, C))
+        step = step_size(delta.to(compute), delta_bias, delta_softplus, lengths)
         if initial_state is None:
             state = x_.new_zeros(batch, B.shape[-1], heads, head_dim)
         else:
@@ -73,13 +70,10 @@ def ssd_step(
     """Advance one frame: x (batch, heads, head_dim), delta (batch, heads), B, C (batch, state), state (batch, heads,
     head_dim, state). Returns y (batch, heads, head_dim) and the new state."""
     _check(x.unsqueeze(1), delta.unsqueeze(1), A, B.unsqueeze(1), C.unsqueeze(1), D, delta_bias, state)
-    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    compute = recurrence_type(x)
     with torch.autocast(x.device.type, enabled=False):
-        x_, step, B_, C_ = (tensor.to(compute) for tensor in (x, delta, B, C))
-        if delta_bias is not None:
-            step = step + delta_bias.to(compute)
-        if delta_softplus:
-            step = F.softplus(step)
+        x_, B_, C_ = (tensor.to(compute) for tensor in (x, B, C))
+        step = step_size(delta.to(compute), delta_bias, delta_softplus)
         decay = torch.exp(step * A.to(compute))[..., None, None]
         drive = (step.unsqueeze(-1) * x_).unsqueeze(-1) * B_[:, None, None]
         state = decay * state.to(compute) + drive
