@@ -1,6 +1,7 @@
 """Corpus scanning: every layout, made from the clips."""
 
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -79,6 +80,17 @@ def ljspeech(tmp_path, clips) -> Path:
         "LJ001-0002|two columns",
         "LJ001-0003|absent|absent",
     )
+    return root
+
+
+@pytest.fixture
+def synthetic(tmp_path, clips) -> Path:
+    root = tmp_path / "machine-voices"
+    put(clips[5][0], *(root / f"{i}.opus" for i in (2, 10, 20)), root / "more/21.opus")
+    write(root / "manifest.tsv", '10.opus\tTen, "quoted"\t{"pitch": 0.8, "speed": 1}', '2.opus\tTwo\t{"pitch": 1.2}')
+    write(root / "manifest-0.tsv", '20.opus\tTwenty\t{"speed": 1, "pitch": 0.8}')
+    write(root / "manifest-1.tsv", 'more/21.opus\tÜber\t{"pitch": 1.2}')
+    write(root / "manifest-draft.tsv", '2.opus\tNot this one\t{"pitch": 1.2}')
     return root
 
 
@@ -167,14 +179,53 @@ def test_ljspeech(ljspeech, caplog):
     assert "ljspeech train: skipped 1 of 4 utterances" in caplog.text
 
 
-def test_layouts_are_told_apart(librispeech, common_voice, kaldi, ljspeech, tmp_path):
+def test_synthetic(synthetic):
+    (split,) = scan_corpus(synthetic)
+    assert (split.corpus, split.name, split.skipped) == ("synthetic-machine-voices", "train", 0)
+    found = [(str(Path(u.audio).relative_to(synthetic)), u.text) for u in split.utterances]
+    assert found == [("2.opus", "Two"), ("10.opus", 'Ten, "quoted"'), ("20.opus", "Twenty"), ("more/21.opus", "Über")]
+    low, high = split.utterances[1].speaker, split.utterances[0].speaker
+    assert [u.speaker for u in split.utterances] == [high, low, low, high] and low != high
+    assert all(re.fullmatch(r"voice-[0-9a-f]{12}", name) for name in (low, high))
+    (synthetic / "manifest.tsv").unlink()
+    assert [texts(split) for split in scan_corpus(synthetic)] == [["Twenty", "Über"]]
+
+
+@pytest.mark.parametrize(
+    "cut", [b"2.op", b"2.opus\tTw", b"2.opus\tTwo \xc3", b"2.opus\tTwo\t", b'2.opus\tTwo\t{"pitch": 1.']
+)
+def test_synthetic_speech_that_is_still_being_written(synthetic, cut, caplog):
+    (synthetic / "manifest.tsv").write_bytes(b'10.opus\tTen\t{"pitch": 1}\n3.opus\tNot yet\t{"pitch": 1}\n' + cut)
+    (split,) = scan_corpus(synthetic)
+    assert texts(split) == ["Ten", "Twenty", "Über"] and split.skipped == 2
+    assert "manifest.tsv:2 (3.opus): audio is missing" in caplog.text
+    assert "manifest.tsv:3 (2.op" in caplog.text and "is it cut?" in caplog.text
+    assert "synthetic-machine-voices train: skipped 2 of 5 utterances" in caplog.text
+
+
+def test_the_later_of_two_lines_for_one_synthetic_recording_counts(synthetic, caplog):
+    with (synthetic / "manifest-1.tsv").open("a") as file:
+        file.write('2.opus\tTwo again\t{"pitch": 1.3}\n2.opus\tA third ti')
+    (split,) = scan_corpus(synthetic)
+    assert texts(split) == ["Two again", 'Ten, "quoted"', "Twenty", "Über"] and split.skipped == 2
+    assert "manifest.tsv:2 (2.opus): manifest-1.tsv:2 has it again" in caplog.text
+
+
+def test_other_tables_are_no_synthetic_speech(tmp_path):
+    for line in ("path\ttext\tvoice", "a.wav\ttext", 'a.wav\ttext\t"amy"', 'a.wav\ttext\t{"pitch": 1}\tmore', ""):
+        write(tmp_path / "manifest.tsv", line)
+        assert detect_layout(tmp_path) is None, line
+
+
+def test_layouts_are_told_apart(librispeech, common_voice, kaldi, ljspeech, synthetic, tmp_path):
     assert detect_layout(librispeech) == detect_layout(librispeech / "dev-clean") == "librispeech"
     assert detect_layout(common_voice) == "common-voice"
     assert detect_layout(kaldi) == detect_layout(kaldi / "train") == "kaldi"
     assert detect_layout(ljspeech) == "ljspeech"
+    assert detect_layout(synthetic) == "synthetic"
     for folder in (tmp_path, librispeech / "dev-clean/1", common_voice / "clips", common_voice.parent, kaldi / "WAVE"):
         assert detect_layout(folder) is None
-    assert find_corpora(tmp_path) == [ljspeech, librispeech, common_voice, kaldi]
+    assert find_corpora(tmp_path) == [ljspeech, librispeech, common_voice, synthetic, kaldi]
     for corpus in find_corpora(tmp_path):
         assert find_corpora(corpus) == [corpus]
         assert scan_corpus(corpus, detect_layout(corpus)) == scan_corpus(corpus)

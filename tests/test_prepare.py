@@ -81,6 +81,20 @@ def test_chosen_corpora_bpe_and_paths_below_out(data):
     assert Tokenizer.load(data / "tokenizer.model").vocab_size == 38
 
 
+def test_synthetic_speech(data, tmp_path, clips):
+    voices = data / "my voices"
+    voices.mkdir()
+    shutil.copy(clips[5][0], voices / "0.opus")
+    (voices / "manifest.tsv").write_text('0.opus\tSpoken by a machine\t{"pitch": 1.1}\n1.opus\tSpok')
+    run = prepare("--data", data, "--out", tmp_path / "out", "--vocab-size", 48)
+    assert run.returncode == 0, run.stderr
+    (utterance,) = read_manifest(tmp_path / "out/synthetic-my voices-train.jsonl")
+    assert (utterance.audio, utterance.text) == (str(voices / "0.opus"), "Spoken by a machine")
+    assert utterance.corpus == "synthetic-my voices"
+    assert "synthetic-my voices train: skipped 1 of 2 utterances" in run.stderr
+    assert "Synthetic      manifest.tsv" in prepare("--help").stdout
+
+
 def test_without_a_train_split(data, tmp_path):
     run = prepare("--data", data / "LibriSpeech/dev-clean", "--out", tmp_path / "out", "--vocab-size", 28)
     assert run.returncode == 0, run.stderr

@@ -32,6 +32,9 @@ layouts (recognised by themselves; audio may have any ending: flac, wav, mp3, op
   Kaldi          wav.scp, text and perhaps utt2spk, in the folder or in train*/, dev*/, test*/ below it, for instance
                  speechocean762: https://www.openslr.org/101
   LJSpeech       metadata.csv, wavs/   https://keithito.com/LJ-Speech-Dataset
+  Synthetic      manifest.tsv (or manifest-0.tsv, manifest-1.tsv, ...) without a header: path<tab>text<tab>voice, a JSON
+                 object; audio beside it. The corpus is called synthetic-FOLDER, its split train, and each voice is a
+                 speaker. The tables may still be growing: lines that are cut are skipped
 
 examples:
   # mini LibriSpeech: data/LibriSpeech/train-clean-5 and data/LibriSpeech/dev-clean-2

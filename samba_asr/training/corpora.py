@@ -1,5 +1,7 @@
 """Find speech corpora in a folder and read them, whatever their layout, as lists of utterances."""
 
+import hashlib
+import json
 import logging
 import os
 import random
@@ -18,7 +20,7 @@ from samba_asr.audio.load import audio_duration
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.training.manifest import Utterance
 
-Layout = Literal["librispeech", "common-voice", "kaldi", "ljspeech"]
+Layout = Literal["librispeech", "common-voice", "kaldi", "ljspeech", "synthetic"]
 
 _AUDIO_SUFFIXES = (
     *(".wav", ".flac", ".sph", ".w64", ".aiff", ".aif", ".au", ".caf"),
@@ -28,6 +30,8 @@ _AUDIO_SUFFIXES = (
 _SPLIT_NAME = re.compile(r"(train|dev|test|val|eval)", re.IGNORECASE)
 _UNCHECKED = ("validated", "invalidated", "other")
 """Tables of Common Voice beside its splits: all checked clips, rejected ones, and ones not checked yet."""
+_MANIFEST_NAME = re.compile(r"manifest(-\d+)?\.tsv")
+"""Tables of synthetic speech: one, or one for each process that spoke."""
 _WARNINGS_SHOWN = 10
 _SEARCH_DEPTH = 3
 
@@ -35,12 +39,13 @@ _log = logging.getLogger(__name__)
 
 
 class _Entry(NamedTuple):
-    """What a corpus says of one recording: ``audio`` is None where the file is absent, ``name`` its own name for it."""
+    """What a corpus says of one recording."""
 
-    name: str
-    audio: Path | None
+    name: str  # its own name for it
+    audio: Path | None  # None where the file is absent
     text: str
     speaker: str
+    problem: str = ""  # why it cannot be used, where the table itself says so
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Split:
     """One part of a corpus."""
 
     corpus: str
-    """Name of the corpus: librispeech, commonvoice, ljspeech; a Kaldi folder's own name."""
+    """Name of the corpus: librispeech, commonvoice, ljspeech; a Kaldi folder's own name; synthetic-FOLDER."""
     name: str
     """train-clean-5, dev, ...; train where the corpus has no splits."""
     utterances: list[Utterance]
@@ -71,7 +76,7 @@ def _find_corpora(folder: Path, depth: int) -> Iterator[Path]:
     if layout:
         yield folder
         own = set(_split_folders(folder, layout).values())
-    if depth and folder not in own and layout not in ("common-voice", "ljspeech"):
+    if depth and folder not in own and layout not in ("common-voice", "ljspeech", "synthetic"):
         for child in _children(folder):
             if child not in own:
                 yield from _find_corpora(child, depth - 1)
@@ -84,6 +89,8 @@ def detect_layout(folder: str | Path) -> Layout | None:
         return "ljspeech"
     if (folder / "clips").is_dir() and _common_voice_tables(folder):
         return "common-voice"
+    if any(_is_synthetic(table) for table in _synthetic_tables(folder)):
+        return "synthetic"
     layouts: tuple[Layout, ...] = ("kaldi", "librispeech")
     return next((layout for layout in layouts if _split_folders(folder, layout)), None)
 
@@ -92,6 +99,8 @@ def corpus_name(folder: str | Path, layout: Layout | None = None) -> str:
     """Return the name that manifests give the corpus in this folder."""
     folder = Path(folder).absolute()
     layout = layout or _layout(folder)
+    if layout == "synthetic":
+        return f"synthetic-{folder.name}"
     if layout != "kaldi":
         return layout.replace("-", "")
     lone_split = (folder / "wav.scp").is_file() and _SPLIT_NAME.match(folder.name)
@@ -170,7 +179,9 @@ def _make_split(corpus: str, name: str, entries: list[_Entry], progress: bool) -
     problems: list[str] = []
     present: list[tuple[Path, _Entry]] = []
     for entry in entries:
-        if entry.audio is None:
+        if entry.problem:
+            problems.append(f"{entry.name}: {entry.problem}")
+        elif entry.audio is None:
             problems.append(f"{entry.name}: audio is missing")
         elif not normalize_for_training(entry.text):
             problems.append(f"{entry.name}: no words in its text ({entry.text!r})")
@@ -306,11 +317,62 @@ def _read_ljspeech(folder: Path) -> Iterator[tuple[str, list[_Entry]]]:
     yield "train", entries
 
 
+def _read_synthetic(folder: Path) -> Iterator[tuple[str, list[_Entry]]]:
+    """``manifest.tsv``, ``manifest-0.tsv``, ...: lines ``path<TAB>text<TAB>voice``, a JSON object; audio beside them.
+
+    The tables may still grow: what is not a whole line is left out. Of two lines for one recording the later one
+    counts, as where speaking was interrupted and began again.
+    """
+    find = _audio_finder(folder)
+    entries: list[_Entry] = []
+    places: dict[str, int] = {}
+    for table in _synthetic_tables(folder):
+        for number, line in enumerate(table.read_bytes().split(b"\n"), 1):
+            if not line.strip():
+                continue
+            cells = line.decode("utf-8-sig", errors="replace").rstrip("\r").split("\t")
+            title = f"{table}:{number} ({cells[0]})"
+            voice = _voice_name(cells[2]) if len(cells) == 3 else ""
+            if not voice:
+                entries.append(_Entry(title, None, "", "", "not a line of path, text and voice; is it cut?"))
+                continue
+            if cells[0] in places:
+                earlier = entries[places[cells[0]]]
+                entries[places[cells[0]]] = earlier._replace(problem=f"{table.name}:{number} has it again")
+            places[cells[0]] = len(entries)
+            entries.append(_Entry(title, find(cells[0]), cells[1].strip(), voice))
+    yield "train", entries
+
+
+def _synthetic_tables(folder: Path) -> list[Path]:
+    tables = (table for table in folder.glob("manifest*.tsv") if _MANIFEST_NAME.fullmatch(table.name))
+    return sorted(tables, key=lambda path: _natural(path.stem))
+
+
+def _is_synthetic(table: Path) -> bool:
+    """Tell whether a table begins with a path, a text and a voice."""
+    with table.open("rb") as file:
+        cells = file.readline().decode("utf-8-sig", errors="replace").rstrip("\r\n").split("\t")
+    return len(cells) == 3 and bool(_voice_name(cells[2]))
+
+
+def _voice_name(text: str) -> str:
+    """Return a short name, the same for the same settings in any order; empty for what is not a JSON object."""
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        return ""
+    if not isinstance(settings, dict):
+        return ""
+    return "voice-" + hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
 _READERS: dict[str, Callable[[Path], Iterator[tuple[str, list[_Entry]]]]] = {
     "librispeech": _read_librispeech,
     "common-voice": _read_common_voice,
     "kaldi": _read_kaldi,
     "ljspeech": _read_ljspeech,
+    "synthetic": _read_synthetic,
 }
 
 
