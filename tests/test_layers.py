@@ -49,7 +49,17 @@ SCRIPTS = {
 }
 """What the files on top of the package may import from it."""
 
-HEAVY = ["gradio", "jiwer", "jsonargparse", "librosa", "lightning", "matplotlib", "torchaudio", "whisper_normalizer"]
+HEAVY = [
+    "gradio",
+    "jiwer",
+    "jsonargparse",
+    "librosa",
+    "lightning",
+    "matplotlib",
+    "tokenizers",
+    "torchaudio",
+    "whisper_normalizer",
+]
 """Modules that cost seconds at start-up or belong to an extra."""
 
 

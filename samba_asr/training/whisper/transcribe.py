@@ -1,0 +1,57 @@
+"""What a Whisper teacher's decoder writes of encoder states: its own, or those of a student."""
+
+import torch
+from torch import Tensor
+
+from samba_asr.training.whisper.network import Teacher
+from samba_asr.training.whisper.vocabulary import WhisperVocabulary
+
+
+@torch.inference_mode()
+def transcribe_states(
+    teacher: Teacher, vocabulary: WhisperVocabulary, states: Tensor, max_tokens: int = 224
+) -> list[str]:
+    """Take the decoder's best token, step after step, up to its end or ``max_tokens``.
+
+    states: (batch, states, d_model) of the encoder, of any length. Returns a text an utterance. As in Whisper, no times
+    and no signs but punctuation are written and no text begins with a blank. There is no way back from a loop:
+    this measures states. An utterance that has ended leaves the batch.
+
+    Raises ValueError where the vocabulary is another model's, or ``max_tokens`` is not between 1 and what the decoder
+    has positions for.
+    """
+    decoder = teacher.decoder
+    forbidden = _forbidden(vocabulary, decoder.token_embedding.num_embeddings).to(states.device)
+    longest = len(decoder.positional_embedding) - len(vocabulary.prompt)
+    if not 1 <= max_tokens <= longest:
+        raise ValueError(f"max_tokens ({max_tokens}) must be between 1 and {longest}")
+    results: list[list[int]] = [[] for _ in states]
+    rows = torch.arange(len(states), device=states.device)
+    tokens = torch.tensor(vocabulary.prompt, device=states.device).expand(len(states), -1)
+    state = decoder.read_memory(states)
+    for step in range(max_tokens):
+        if not len(rows):
+            break
+        logits, state = decoder(tokens, state)
+        scores = logits[:, -1].masked_fill(forbidden, -torch.inf)
+        if step == 0:
+            scores[:, vocabulary.blank_ids] = -torch.inf
+        best = scores.argmax(-1)
+        going = torch.nonzero(best != vocabulary.end_id).squeeze(1)
+        if len(going) < len(rows):
+            rows, best, state = rows[going], best[going], state.reorder(going)
+        for row, token in zip(rows.tolist(), best.tolist(), strict=True):
+            results[row].append(token)
+        tokens = best[:, None]
+    return [vocabulary.decode(ids).strip() for ids in results]
+
+
+def _forbidden(vocabulary: WhisperVocabulary, vocab_size: int) -> Tensor:
+    """True for each id (vocab_size,) that is never written: marks other than the end, times, signs."""
+    if max(vocabulary.prompt) >= vocab_size:
+        raise ValueError(
+            f"the vocabulary (ids up to {max(vocabulary.prompt)}) is not the teacher's, which has {vocab_size} ids"
+        )
+    forbidden = torch.arange(vocab_size) > vocabulary.end_id
+    forbidden[vocabulary.symbol_ids] = True
+    return forbidden
