@@ -97,7 +97,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--search",
         choices=get_args(Search),
-        help="ctc: the encoder alone; autoregressive: the decoder, piece by piece (default: the model's)",
+        help="ctc: the encoder alone; autoregressive: the decoder, piece by piece; rescoring: the decoder chooses "
+        "among the encoder's best texts (default: the model's)",
+    )
+    parser.add_argument(
+        "--beam-size",
+        type=int,
+        metavar="N",
+        help="rescoring: texts that the decoder chooses from (default: the model's)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
@@ -127,7 +134,9 @@ def _run(arguments: argparse.Namespace) -> int:
         model = resolve_model(arguments.model)
         from samba_asr.transcriber import Transcriber  # takes torch's two seconds: not before there is a model
 
-        transcriber = Transcriber.load(model, device=arguments.device, search=arguments.search)
+        transcriber = Transcriber.load(
+            model, device=arguments.device, search=arguments.search, beam_size=arguments.beam_size
+        )
     except (OSError, ValueError, RuntimeError) as error:
         return _usage_error(" ".join(str(error).split()))
     show_progress = len(paths) > 1 and sys.stderr.isatty()

@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CONFIG_VERSION = 1
-"""Of ``config.json``: increase it with every field that is added, removed or redefined."""
+CONFIG_VERSION = 2
+"""Of ``config.json``: increase it with every field that is added, removed or redefined (and see checkpoint.py)."""
 
 Normalisation = Literal["whisper", "global", "causal"]
 MixerKind = Literal["mamba", "mamba2"]
 Subsampling = Literal["conv4x", "whisper"]
-Search = Literal["ctc", "autoregressive"]
+Search = Literal["ctc", "autoregressive", "rescoring"]
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:
@@ -155,14 +155,21 @@ class SearchConfig:
     """How a checkpoint turns states into tokens when the caller does not say."""
 
     search: Search = "ctc"
-    """ctc: best path of the CTC head; autoregressive: the decoder, one token after the other."""
+    """ctc: best path of the CTC head; autoregressive: the decoder, one token after the other; rescoring: the decoder
+    chooses among the CTC head's best texts."""
     max_tokens_per_second: float = 12.0
     """The autoregressive search emits no more, so that no input can make it loop. Read speech stays below 12 with 256
     pieces or more; 64 pieces need 20."""
+    beam_size: int = 8
+    """rescoring: texts that the decoder chooses from."""
+    ctc_weight: float = 0.5
+    """rescoring: the CTC head's share of a text's score, from 0 to 1; the decoder has the rest."""
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)
-        _check_positive(self, "max_tokens_per_second")
+        _check_positive(self, "max_tokens_per_second", "beam_size")
+        if not 0 <= self.ctc_weight <= 1:
+            raise ValueError(f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
 
 
 @dataclass(frozen=True)

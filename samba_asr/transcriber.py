@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,17 +35,26 @@ class Transcriber:
         self.sample_rate = model.config.features.sample_rate
 
     @classmethod
-    def load(cls, model: str | Path | None = None, device: str = "cpu", search: Search | None = None) -> "Transcriber":
+    def load(
+        cls,
+        model: str | Path | None = None,
+        device: str = "cpu",
+        search: Search | None = None,
+        *,
+        beam_size: int | None = None,
+        ctc_weight: float | None = None,
+    ) -> "Transcriber":
         """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
 
-        Raises FileNotFoundError where there is no such model, ValueError for a broken one, a device that this machine
-        lacks, or an unknown search.
+        search, beam_size, ctc_weight: instead of the checkpoint's (see :class:`SearchConfig`). Raises FileNotFoundError
+        where there is no such model, ValueError for a broken one, a device that this machine lacks, or a setting of
+        the search that cannot be.
         """
         folder = resolve_model(model)
         recogniser, tokenizer = load_checkpoint(folder, device=_usable_device(device))
-        config = recogniser.config.search
-        if search is not None:
-            config = dataclasses.replace(config, search=search)
+        given = {"search": search, "beam_size": beam_size, "ctc_weight": ctc_weight}
+        changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        config = dataclasses.replace(recogniser.config.search, **changes)
         return cls(recogniser, tokenizer, config, name=folder.resolve().name)
 
     def transcribe(self, audio: str | Path | np.ndarray) -> Transcript:

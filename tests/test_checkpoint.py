@@ -11,7 +11,7 @@ import torch
 from model_fixture import CONFIG
 from safetensors.torch import load_file, save_file
 
-from samba_asr.config import MixerConfig
+from samba_asr.config import CONFIG_VERSION, MixerConfig, SearchConfig
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from samba_asr.text.tokenizer import Tokenizer
@@ -85,9 +85,31 @@ def change_config(folder, **changes):
 
 
 def test_other_version(folder):
+    for version in (0, CONFIG_VERSION + 1, "1", None, 1.0):
+        change_config(folder, version=version)
+        with pytest.raises(
+            CheckpointError, match=rf"version {version}, this program reads versions 1 to {CONFIG_VERSION}"
+        ):
+            load_checkpoint(folder)
+
+
+def test_version_1_takes_the_defaults_of_what_came_later(folder):
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["search"] = {"search": "autoregressive", "max_tokens_per_second": 20.0}
+    change_config(folder, version=1, model=config["model"])
+    model, _ = load_checkpoint(folder)
+    assert model.config.search == SearchConfig("autoregressive", 20.0, beam_size=8, ctc_weight=0.5)
     change_config(folder, version=2)
-    with pytest.raises(CheckpointError, match=r"version 2, this program reads version 1"):
+    with pytest.raises(CheckpointError, match=r"model.search lacks beam_size, ctc_weight"):
         load_checkpoint(folder)
+    for broken, says in (
+        (config["model"] | {"search": 3}, r"model.search \(3\)"),
+        (3, r"model \(3\)"),
+        ({}, "model lacks"),
+    ):
+        change_config(folder, version=1, model=broken)
+        with pytest.raises(CheckpointError, match=says):
+            load_checkpoint(folder)
 
 
 def test_config_that_is_no_json_or_not_ours(folder):

@@ -78,6 +78,16 @@ def test_search_and_model_are_passed_on(tiny_checkpoint, paths, transcripts, cap
     assert capsys.readouterr().out == expected + "\n" != transcripts[0].text + "\n"
 
 
+def test_beam_size_is_passed_on(tiny_checkpoint, paths, capsys):
+    expected = []
+    for size in (1, 8):
+        assert main(["--search", "rescoring", "--beam-size", str(size), paths[0]]) == 0
+        transcriber = Transcriber.load(tiny_checkpoint, search="rescoring", beam_size=size)
+        expected.append(transcriber.transcribe(paths[0]).text)
+        assert capsys.readouterr().out == expected[-1] + "\n"
+    assert expected[0] != expected[1]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
 def test_a_path_never_breaks_its_line(paths, transcripts, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -237,6 +247,8 @@ def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcrip
         (["--nonsense", "a.wav"], "--nonsense"),
         (["--model", "nonsense", "a.wav"], "'nonsense'"),
         (["--device", "abacus", "a.wav"], "abacus"),
+        (["--beam-size", "0", "a.wav"], "beam_size (0) must be positive"),
+        (["--beam-size", "many", "a.wav"], "--beam-size"),
     ],
 )
 def test_wrong_usage_is_status_2(arguments, says, capsys):
@@ -289,7 +301,15 @@ def test_help_teaches(capsys):
     out = capsys.readouterr().out
     assert r"\t, \n, \r and \\" in out
     assert "MB a minute" in out
-    for word in ("examples", "SAMBA_ASR_MODEL", "pretrained", "exit status", "--output-dir", "autoregressive"):
+    for word in (
+        "examples",
+        "SAMBA_ASR_MODEL",
+        "pretrained",
+        "exit status",
+        "--output-dir",
+        "autoregressive",
+        "rescoring",
+    ):
         assert word in out
 
 

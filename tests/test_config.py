@@ -46,6 +46,9 @@ def test_tiny_is_deep_enough():
         ({"encoder": {"dropout": 1.0}}, r"dropout \(1.0\) must be in \[0, 1\)"),
         ({"features": {"win_length": 500}}, r"win_length \(500\) must not exceed n_fft \(400\)"),
         ({"search": {"search": "beam"}}, r"search \('beam'\)"),
+        ({"search": {"beam_size": 0}}, r"beam_size \(0\) must be positive"),
+        ({"search": {"beam_size": 8.0}}, r"model.search.beam_size \(8.0\) must be of type int"),
+        ({"search": {"ctc_weight": 1.5}}, r"ctc_weight \(1.5\) must be in \[0, 1\]"),
     ],
 )
 def test_bad_values_are_named(change, message):

@@ -182,6 +182,7 @@ def manifests(utterances, clips, tmp_path):
     return [str(tmp_path / "noise.jsonl"), str(tmp_path / "clips.jsonl")]
 
 
+SETS_AND_ALL = ["noise", "clips", "all"]
 LINE = re.compile(
     r"(?P<name>\S+): (?P<utterances>\d+) utterances, (?P<words>\d+) words, WER (?P<wer>[\d.]+) % \[[\d.]+, [\d.]+\] "
     r"\(S (?P<S>\d+), D (?P<D>\d+), I (?P<I>\d+)\), CER [\d.]+ %, raw WER [\d.]+ %, RTF [\d.]+"
@@ -195,7 +196,9 @@ def test_a_whole_run(manifests, model_folder, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = [LINE.fullmatch(line) for line in done.stdout.splitlines()]
     assert all(lines), done.stdout
-    assert [(line["name"], line["utterances"]) for line in lines] == [("noise", "9"), ("clips", "3"), ("all", "12")]
+    assert [(line["name"], line["utterances"]) for line in lines] == list(
+        zip(SETS_AND_ALL, ["9", "3", "12"], strict=True)
+    )
     for line in lines:
         errors = sum(int(line[kind]) for kind in "SDI")
         assert float(line["wer"]) == pytest.approx(100 * errors / int(line["words"]), abs=0.005)
@@ -217,22 +220,38 @@ def test_a_whole_run(manifests, model_folder, tmp_path):
 
 def test_search_limit_and_no_report(evaluate, manifests, model_folder, tmp_path, capsys, monkeypatch):
     searches = []
-    load = Transcriber.load.__func__
+    transcribe_set = evaluate.transcribe_set
 
-    def spy(cls, *arguments):
-        transcriber = load(cls, *arguments)
+    def spy(transcriber, *arguments):
         searches.append(transcriber.search.search)
-        return transcriber
+        return transcribe_set(transcriber, *arguments)
 
-    monkeypatch.setattr(Transcriber, "load", classmethod(spy))
+    monkeypatch.setattr(evaluate, "transcribe_set", spy)
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     options = ["--model", str(model_folder), "--manifests", manifests[1], "--limit", "2"]
     assert evaluate.main([*options, "--search", "autoregressive"]) == 0
-    assert evaluate.main([*options, "--search", "ctc"]) == 0
+    assert evaluate.main(options) == 0
     assert searches == ["autoregressive", "ctc"]
     assert capsys.readouterr().out.count("2 utterances") == 2  # one set: no line for all
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_several_searches_report_side_by_side(evaluate, manifests, model_folder, tmp_path, capsys):
+    options = ["--model", str(model_folder), "--manifests", *manifests, "--limit", "3", "--worst", "0"]
+    settings = ["--beam-size", "4", "--ctc-weight", "0.25", "--out", str(tmp_path / "reports")]
+    assert evaluate.main([*options, "--search", "rescoring", "ctc", "rescoring", "autoregressive", *settings]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    expected = [f"{search}, {name}" for search in ("rescoring", "ctc", "autoregressive") for name in SETS_AND_ALL]
+    assert [line.partition(":")[0] for line in lines] == expected
+    for search in ("rescoring", "ctc", "autoregressive"):
+        report = (tmp_path / "reports" / search / "report.md").read_text(encoding="utf-8")
+        setting = "rescoring, 4 texts, CTC weight 0.25" if search == "rescoring" else search
+        assert f"- Search: {setting}\n" in report
+        transcriber = Transcriber.load(model_folder, search=search, beam_size=4, ctc_weight=0.25)
+        rows = (tmp_path / "reports" / search / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
+        for row in map(json.loads, rows):
+            assert row["hypothesis"] == transcriber.transcribe(row["audio"]).text
 
 
 def test_exit_code_of_an_unreadable_file(evaluate, manifests, utterances, model_folder, tmp_path, capsys):
@@ -259,6 +278,8 @@ def test_exit_code_of_an_unreadable_file(evaluate, manifests, utterances, model_
         ({"--model": ["."]}, "config.json"),
         ({"--out": ["right.jsonl"]}, "right.jsonl"),
         ({"--device": ["abacus"]}, "abacus"),
+        ({"--beam-size": ["0"]}, "beam_size (0)"),
+        ({"--ctc-weight": ["2"]}, "ctc_weight (2.0)"),
     ],
 )
 def test_wrong_arguments_are_said_clearly(

@@ -530,6 +530,6 @@ def test_four_real_clips_are_learnt_by_heart(corpus, tmp_path):
     for utterance in selected(config).utterances:
         waveform = torch.from_numpy(load_audio(utterance.audio))
         states = learnt.encode(waveform[None], torch.tensor([len(waveform)]))
-        for search in ("ctc", "autoregressive"):
+        for search in ("ctc", "autoregressive", "rescoring"):
             tokens = search_tokens(learnt, *states, SearchConfig(search=search))[0]
             assert tokenizer.decode(tokens) == normalize_for_training(utterance.text), search

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Transcribe the sets of some manifests and report their word error rates.
 
-Prints one line a set. With --out, also writes report.md, utterances.jsonl and pictures into a folder.
+Prints one line a set. With --out, also writes report.md, utterances.jsonl and pictures into a folder. With several
+searches, each line begins with its search and each report has a folder of its own, OUT/SEARCH.
 Exit code: 0, 1 if a recording could not be read or transcribed (its words count as deleted), 2 for wrong arguments,
 130 if interrupted.
 """
@@ -11,7 +12,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import get_args
@@ -22,7 +23,7 @@ from tqdm import tqdm
 
 try:
     from samba_asr.audio.load import load_audio
-    from samba_asr.config import Search
+    from samba_asr.config import Search, SearchConfig
     from samba_asr.evaluation.report import SetResult, combine, summary_line, write_report
     from samba_asr.evaluation.wer import ScoredUtterance
     from samba_asr.training.manifest import Utterance, read_manifest
@@ -54,7 +55,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="checkpoint folder, or a name in pretrained/ (default: as transcribe.py)")
     parser.add_argument("--manifests", nargs="+", type=Path, required=True, metavar="JSONL", help="one set each")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the report goes (default: no report)")
-    parser.add_argument("--search", choices=get_args(Search), help="how to search (default: the checkpoint's)")
+    parser.add_argument(
+        "--search",
+        nargs="+",
+        choices=get_args(Search),
+        help="how to search, once or in several ways (the checkpoint's)",
+    )
+    parser.add_argument("--beam-size", type=int, metavar="N", help="rescoring: texts to choose from (the checkpoint's)")
+    parser.add_argument(
+        "--ctc-weight", type=float, metavar="W", help="rescoring: the CTC head's share, 0 to 1 (the checkpoint's)"
+    )
     parser.add_argument(
         "--batch-seconds", type=positive, default=60, metavar="S", help="audio in a batch, padding included (60)"
     )
@@ -163,13 +173,20 @@ def make_writable(folder: Path) -> None:
         pass
 
 
+def search_setting(search: SearchConfig) -> str:
+    """Return what a reader needs to know of a search."""
+    if search.search == "rescoring":
+        return f"rescoring, {search.beam_size} texts, CTC weight {search.ctc_weight}"
+    return search.search
+
+
 def describe(options: argparse.Namespace, arguments: Sequence[str], transcriber: Transcriber) -> dict[str, str]:
     """Return what a reader of the report needs to make it again."""
     parameters = sum(parameter.numel() for parameter in transcriber.model.parameters())
     return {
         "Command": shlex.join(["python", sys.argv[0], *arguments]),
         "Model": f"{options.model or transcriber.name}, {parameters / 1e6:.1f} M parameters",
-        "Search": transcriber.search.search,
+        "Search": search_setting(transcriber.search),
         "Device": torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device,
         "Batches": f"at most {options.batch_seconds} s of audio, padding included",
         **({"Limit": f"the first {options.limit} utterances of each set"} if options.limit else {}),
@@ -194,25 +211,41 @@ def run(arguments: Sequence[str]) -> int:
         sets = read_sets(options.manifests, options.limit)
         if options.out:
             make_writable(options.out)  # a wrong folder shows before the work
-        transcriber = Transcriber.load(options.model, options.device, options.search)
+        transcriber = Transcriber.load(
+            options.model, options.device, beam_size=options.beam_size, ctc_weight=options.ctc_weight
+        )
     except (OSError, ValueError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return USAGE
+    searches = list(dict.fromkeys(options.search or [transcriber.search.search]))
+    unreadable = False
+    for search in searches:
+        transcriber.search = replace(transcriber.search, search=search)
+        several = len(searches) > 1
+        results = evaluate_search(transcriber, sets, options.batch_seconds, f"{search}, " if several else "")
+        unreadable = unreadable or any(result.unreadable for result in results)
+        if options.out:
+            folder = options.out / search if several else options.out
+            details = describe(options, arguments, transcriber)
+            report = write_report(folder, results, details, transcriber.model.features, options.worst)
+            print(f"wrote {report}", file=sys.stderr)
+    return SOME_UNREADABLE if unreadable else DONE
+
+
+def evaluate_search(
+    transcriber: Transcriber, sets: Mapping[str, Sequence[Utterance]], batch_seconds: float, prefix: str
+) -> list[SetResult]:
+    """Transcribe all sets by the transcriber's search; print a line for each and, if several, one for all."""
     noise = np.random.default_rng(0).normal(0, 0.1, transcriber.sample_rate).astype(np.float32)
     transcriber.transcribe_batch([noise])  # first calls are slow
 
     results = []
     for name, utterances in sets.items():
-        results.append(transcribe_set(transcriber, name, utterances, options.batch_seconds))
-        print(summary_line(results[-1]), flush=True)
-    total = combine(results)
+        results.append(transcribe_set(transcriber, name, utterances, batch_seconds))
+        print(f"{prefix}{summary_line(results[-1])}", flush=True)
     if len(results) > 1:
-        print(summary_line(total))
-    if options.out:
-        details = describe(options, arguments, transcriber)
-        report = write_report(options.out, results, details, transcriber.model.features, options.worst)
-        print(f"wrote {report}", file=sys.stderr)
-    return SOME_UNREADABLE if total.unreadable else DONE
+        print(f"{prefix}{summary_line(combine(results))}", flush=True)
+    return results
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from torch import Tensor
 from samba_asr.model.decoder import Decoder
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
-_UNSAID = (BLANK_ID, BOS_ID, EOS_ID)
+UNSAID = (BLANK_ID, BOS_ID, EOS_ID)
 
 
 def ctc_greedy(log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
@@ -15,7 +15,7 @@ def ctc_greedy(log_probs: Tensor, lengths: Tensor) -> list[list[int]]:
     log_probs: (batch, states, vocab_size); lengths: (batch,) int64. Returns a list of tokens an utterance.
     """
     return [
-        [token for token in torch.unique_consecutive(best[:length]).tolist() if token not in _UNSAID]
+        [token for token in torch.unique_consecutive(best[:length]).tolist() if token not in UNSAID]
         for best, length in zip(log_probs.argmax(-1).cpu(), lengths.tolist(), strict=True)
     ]
 

@@ -5,6 +5,8 @@ from torch import Tensor
 
 from samba_asr.config import SearchConfig
 from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy
+from samba_asr.decoding.prefix_beam import ctc_prefix_beam
+from samba_asr.decoding.rescoring import rescore
 from samba_asr.model.asr import SambaASR
 
 
@@ -17,6 +19,13 @@ def search_tokens(
     """
     if config.search == "ctc":
         return ctc_greedy(model.ctc_log_probs(encoder_out), encoder_lengths)
+    if config.search == "rescoring":
+        log_probs = model.ctc_log_probs(encoder_out).detach().cpu().numpy()
+        n_best = [
+            ctc_prefix_beam(utterance[:length], config.beam_size)
+            for utterance, length in zip(log_probs, encoder_lengths.tolist(), strict=True)
+        ]
+        return rescore(model.decoder, encoder_out, encoder_lengths, n_best, config.ctc_weight)
     seconds = encoder_lengths * model.seconds_per_state
     max_tokens = torch.ceil(seconds * config.max_tokens_per_second).to(torch.int64)
     return autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,8 @@ CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE = (
     "README.md",
 )
 _FORMAT = "samba-asr"
+_ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {2: {"search": {"beam_size": 8, "ctc_weight": 0.5}}}
+"""Fields that a version of config.json added to a part of the model, with what older checkpoints take for them."""
 
 
 class CheckpointError(ValueError):
@@ -89,14 +92,24 @@ def _read_config(path: Path) -> ModelConfig:
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise CheckpointError(f'{path} is no Samba-ASR configuration: it lacks "format": "{_FORMAT}"')
     version = content.get("version")
-    if version != CONFIG_VERSION:
+    if not isinstance(version, int) or not 1 <= version <= CONFIG_VERSION:
         raise CheckpointError(
-            f"{path} has version {version}, this program reads version {CONFIG_VERSION}; use the version that wrote it"
+            f"{path} has version {version}, this program reads versions 1 to {CONFIG_VERSION}; "
+            "use the version that wrote it"
         )
     try:
-        return ModelConfig.from_dict(content.get("model") or {}, complete=True)
+        return ModelConfig.from_dict(_as_of_today(content.get("model") or {}, version), complete=True)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _as_of_today(model: Any, version: int) -> Any:
+    """Add to a model's config what later versions ask for; what is no config at all stays as it is."""
+    for later in range(version + 1, CONFIG_VERSION + 1):
+        for part, fields in _ADDED[later].items():
+            if isinstance(model, dict) and isinstance(model.get(part), dict):
+                model = {**model, part: {**fields, **model[part]}}
+    return model
 
 
 def _read_model(path: Path, config: ModelConfig) -> SambaASR:

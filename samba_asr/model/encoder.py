@@ -20,9 +20,10 @@ class EncoderBlock(nn.Module):
         self.ff = FeedForward(config.d_model, encoder.d_ff, encoder.dropout) if encoder.d_ff else None
         self.drop = ResidualDrop(encoder.dropout, drop_path)
 
-    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """x: (batch, time, d_model); lengths: (batch,) int64. Returns both; x's padding is not masked."""
-        x = x + self.drop(self.mixer(self.norm(x), lengths)[0])
+    def forward(self, x: Tensor, lengths: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
+        """x: (batch, time, d_model); lengths: (batch,) int64; chunk: as in :meth:`BidirectionalMixer.forward`. Returns
+        x and lengths; x's padding is not masked."""
+        x = x + self.drop(self.mixer(self.norm(x), lengths, chunk)[0])
         if self.ff is not None:
             x = x + self.drop(self.ff(x))
         return x, lengths
@@ -40,10 +41,19 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.d_model)
 
-    def forward(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, features: Tensor, feature_lengths: Tensor, chunk: int | None = None, offset: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """features: (batch, frames, n_mels); feature_lengths: (batch,) int64 frames. Returns encoder_out (batch,
-        states, d_model), 0 on padding, and encoder_lengths (batch,) int64."""
+        states, d_model), 0 on padding, and encoder_lengths (batch,) int64.
+
+        chunk: states; no state hears more of the future than its own chunk (but for the stem's few frames), as in
+        streaming; None: every state hears all. offset: (states, d_model), added to what the stem gives: for a student
+        that still leans on its teacher's positions.
+        """
         x, lengths = self.subsampling(features, feature_lengths)
+        if offset is not None:
+            x = x + offset[: x.shape[1]]
         for block in self.blocks:
-            x, _ = block(x, lengths)
+            x, _ = block(x, lengths, chunk)
         return mask_padding(self.norm(x), lengths), lengths

@@ -214,6 +214,29 @@ class BidirectionalMixer(nn.Module):
         self.forwards = build_mixer(d_model, config)
         self.backwards = build_mixer(d_model, config)
 
-    def forward(self, x: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """x: (batch, time, d_model); lengths: (batch,) int64. Returns y, shaped like x, 0 on padding, and lengths."""
-        return self.forwards(x, lengths)[0] + self.backwards(x, lengths, reverse=True)[0], lengths
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, chunk: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: (batch, time, d_model); lengths: (batch,) int64. Returns y, shaped like x, 0 on padding, and lengths.
+
+        chunk: frames; the backward mixer starts anew at the end of each chunk, so that no frame hears more of the
+        future than its own chunk, as in streaming. None: the whole sequence is one chunk.
+        """
+        backwards = self._backwards(x, lengths) if chunk is None else self._chunked_backwards(x, lengths, chunk)
+        return self.forwards(x, lengths)[0] + backwards, lengths
+
+    def _backwards(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+        y: Tensor = self.backwards(x, lengths, reverse=True)[0]
+        return y
+
+    def _chunked_backwards(self, x: Tensor, lengths: Tensor | None, chunk: int) -> Tensor:
+        if chunk < 1:
+            raise ValueError(f"chunk ({chunk}) must be a positive number of frames")
+        batch, time, d_model = x.shape
+        if lengths is None:
+            lengths = torch.full((batch,), time, dtype=torch.int64, device=x.device)
+        chunks = -(-time // chunk)
+        pieces = F.pad(x, (0, 0, 0, chunks * chunk - time)).reshape(batch * chunks, chunk, d_model)
+        starts = torch.arange(chunks, device=x.device) * chunk
+        piece_lengths = (lengths[:, None] - starts).clamp(0, chunk).flatten()
+        return self._backwards(pieces, piece_lengths).reshape(batch, chunks * chunk, d_model)[:, :time]

@@ -1,6 +1,7 @@
 """The settings of a training run: frozen dataclasses, read from YAML and flags by jsonargparse."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -113,6 +114,41 @@ class SpecAugmentConfig:
 
 
 @dataclass(frozen=True)
+class WaveformAugmentConfig:
+    """Rooms, noise and levels given to training utterances, in this order; ranges are drawn from uniformly."""
+
+    room_probability: float = 0.0
+    """Share of the utterances that get a room's echo; 0 for none."""
+    room_rt60: tuple[float, float] = (0.15, 0.8)
+    """Seconds in which the echo fades by 60 dB, lowest and highest."""
+    room_direct_ratio: tuple[float, float] = (0.0, 15.0)
+    """Power of the direct sound over that of the echo (dB), lowest and highest."""
+    noise_probability: float = 0.0
+    """Share of the utterances that get noise; 0 for none."""
+    noise_folder: str | None = None
+    """Recordings of noise, any format, in any subfolder, kept in memory (16 bits a sample); without it, noise is made."""
+    noise_snr: tuple[float, float] = (5.0, 30.0)
+    """Mean power of the speech over that of the noise (dB), lowest and highest."""
+    noise_slope: tuple[float, float] = (-6.0, 0.0)
+    """Of made noise, dB an octave, lowest and highest: -6 is brown, -3 pink, 0 white."""
+    gain_probability: float = 0.0
+    """Share of the utterances whose level is changed; 0 for none."""
+    gain: tuple[float, float] = (-12.0, 6.0)
+    """Change of the level (dB), lowest and highest; no sample is raised beyond full scale."""
+
+    def __post_init__(self) -> None:
+        for name in ("room_probability", "noise_probability", "gain_probability"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"waveform_augment.{name} ({value}) must be in [0, 1]")
+        for name in ("room_rt60", "room_direct_ratio", "noise_snr", "noise_slope", "gain"):
+            low, high = getattr(self, name)
+            ordered = math.isfinite(low) and math.isfinite(high) and low <= high
+            _require(ordered, f"waveform_augment.{name} ({low}, {high}) must be two numbers, the lower first")
+        shortest = self.room_rt60[0]
+        _require(shortest > 0, f"waveform_augment.room_rt60 starts at {shortest}; it must be positive seconds")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """A whole training run."""
 
@@ -124,6 +160,8 @@ class TrainingConfig:
     """AdamW and its learning rate."""
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     """Masks over the features."""
+    waveform_augment: WaveformAugmentConfig = field(default_factory=WaveformAugmentConfig)
+    """Rooms, noise and levels."""
     ctc_weight: float = 0.3
     """Share of the CTC loss; the rest is the decoder's cross-entropy."""
     label_smoothing: float = 0.1

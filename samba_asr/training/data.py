@@ -1,5 +1,6 @@
 """From manifests to padded batches of waveforms and tokens."""
 
+import dataclasses
 import math
 import mmap
 import multiprocessing
@@ -15,10 +16,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from samba_asr.audio.augment import SpeedPerturbation
 from samba_asr.audio.load import AudioDecodeError, load_audio
+from samba_asr.audio.noise import WaveformAugment, load_noises
 from samba_asr.config import ModelConfig
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import BLANK_ID, Tokenizer
 from samba_asr.training.batching import BatchSequence
+from samba_asr.training.config import WaveformAugmentConfig
 from samba_asr.training.manifest import Utterance, read_manifest
 
 _INT16_MAX = 32767
@@ -161,6 +164,7 @@ class SpeechDataset(Dataset[Example]):
         sample_rate: int,
         *,
         speed_factors: Sequence[float] = (1.0,),
+        augment: WaveformAugment | None = None,
         seed: int = 0,
         cache: AudioCache | None = None,
     ) -> None:
@@ -170,6 +174,7 @@ class SpeechDataset(Dataset[Example]):
         self.sample_rate = sample_rate
         self.seed = seed
         self.cache = cache
+        self.augment = augment
         unchanged = all(factor == 1.0 for factor in speed_factors)
         self.perturb = None if unchanged else SpeedPerturbation(sample_rate, tuple(speed_factors))
 
@@ -179,10 +184,13 @@ class SpeechDataset(Dataset[Example]):
     def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, index = key
         waveform = torch.from_numpy(self._samples(index).astype(np.float32) / _INT16_MAX)
-        if self.perturb is not None:
+        if self.perturb is not None or self.augment is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mix_seed(self.seed, epoch, index))
-                waveform = self.perturb(waveform)
+                if self.perturb is not None:
+                    waveform = self.perturb(waveform)
+                if self.augment is not None:
+                    waveform = self.augment(waveform)
         return Example(index, waveform, self.tokens[index])
 
     def _samples(self, index: int) -> np.ndarray:
@@ -196,6 +204,18 @@ class SpeechDataset(Dataset[Example]):
             if self.cache is not None:
                 self.cache.put(index, samples)
         return samples
+
+
+def make_waveform_augment(config: WaveformAugmentConfig, sample_rate: int) -> WaveformAugment | None:
+    """Return what the settings ask for, its noises read; None where they ask for nothing.
+
+    Raises as load_noises does.
+    """
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name != "noise_folder"}
+    if not WaveformAugment(sample_rate, **settings).active:
+        return None
+    noises = load_noises(config.noise_folder, sample_rate) if config.noise_folder and config.noise_probability else []
+    return WaveformAugment(sample_rate, noises, **settings)
 
 
 def mix_seed(*numbers: int) -> int:

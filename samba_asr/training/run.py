@@ -36,6 +36,7 @@ from samba_asr.training.data import (
     Selection,
     SpeechDataset,
     make_loader,
+    make_waveform_augment,
     read_manifests,
     select_utterances,
 )
@@ -225,6 +226,7 @@ def train_loader(config: TrainingConfig, selection: Selection, start: int, pin_m
         selection,
         sample_rate,
         speed_factors=data.speed_factors,
+        augment=make_waveform_augment(config.waveform_augment, sample_rate),
         seed=config.seed,
         cache=AudioCache(durations, sample_rate) if fits else None,
     )

@@ -1,0 +1,10 @@
+"""Turn a Whisper encoder into a Samba encoder: see README.md beside this file, or --help."""
+
+import sys
+
+if __name__ == "__main__":
+    try:
+        from samba_asr.training.whisper.cli import main
+    except ModuleNotFoundError as error:
+        sys.exit(f"distil.py: training needs more packages ({error}); install them with: pip install -e '.[train]'")
+    sys.exit(main())

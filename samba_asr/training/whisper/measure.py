@@ -1,0 +1,74 @@
+"""How far a student is from its teacher: word error rates through the teacher's own decoder."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from samba_asr.audio.features import LogMel
+from samba_asr.audio.load import load_audio
+from samba_asr.config import FeatureConfig
+from samba_asr.evaluation.wer import ScoredUtterance, score
+from samba_asr.model.encoder import Encoder
+from samba_asr.training.manifest import Utterance
+from samba_asr.training.whisper.network import Teacher
+from samba_asr.training.whisper.transcribe import transcribe_states
+from samba_asr.training.whisper.vocabulary import WhisperVocabulary
+from samba_asr.training.whisper.windows import SAMPLE_RATE, STATE_SAMPLES, WINDOW_STATES
+
+_BATCH = 10
+
+
+class TeacherWer:
+    """Scores a student on some utterances, each by itself and without padding.
+
+    The teacher's decoder loops on states that end with the words; so behind a student's states come the teacher's of
+    silence. What the teacher scores on its own states of padded audio is computed once.
+
+    utterances: those to choose from; count: how many are taken, evenly spread.
+    """
+
+    def __init__(self, teacher: Teacher, tokenizer: str, utterances: Sequence[Utterance], count: int) -> None:
+        self.teacher = teacher
+        self.vocabulary = WhisperVocabulary.load(tokenizer)
+        count = min(count, len(utterances))
+        self.utterances = [utterances[i * len(utterances) // count] for i in range(count)]
+        self.device = teacher.encoder.ln_post.weight.device
+        self.features = LogMel(FeatureConfig(normalisation="whisper", n_mels=teacher.encoder.conv1.in_channels))
+        self.waveforms = [
+            torch.from_numpy(load_audio(utterance.audio, SAMPLE_RATE))[: WINDOW_STATES * STATE_SAMPLES]
+            for utterance in self.utterances
+        ]
+        self.silence = self._teacher_states([torch.zeros(1)])[0]
+        self.teacher_wer = self._wer([self._teacher_states([waveform])[0] for waveform in self.waveforms])
+
+    def __call__(self, encoder: Encoder, features: LogMel, means: Tensor, offset: Tensor) -> tuple[float, float]:
+        """Return the student's WER and the teacher's.
+
+        features: the student's; means: (1500, d_model), added to its states; offset: as :meth:`Encoder.forward` has it.
+        """
+        states = []
+        for waveform in self.waveforms:
+            mels, lengths = features(waveform[None].to(self.device), torch.tensor([len(waveform)], device=self.device))
+            said = encoder(mels, lengths, offset=offset)[0][0].float()
+            whole = self.silence.clone()
+            whole[: len(said)] = said + means[: len(said)].to(said)
+            states.append(whole)
+        return self._wer(states), self.teacher_wer
+
+    @torch.no_grad()
+    def _teacher_states(self, waveforms: Sequence[Tensor]) -> Tensor:
+        padded = torch.zeros(len(waveforms), WINDOW_STATES * STATE_SAMPLES)
+        for row, waveform in zip(padded, waveforms, strict=True):
+            row[: len(waveform)] = waveform
+        features, _ = self.features(padded, torch.full((len(waveforms),), padded.shape[1]))
+        states: Tensor = self.teacher.encoder(features.to(self.device))[0]
+        return states
+
+    def _wer(self, states: Sequence[Tensor]) -> float:
+        texts: list[str] = []
+        for start in range(0, len(states), _BATCH):
+            batch = torch.stack(list(states[start : start + _BATCH]))
+            texts += transcribe_states(self.teacher, self.vocabulary, batch, max_tokens=120)
+        pairs = zip(self.utterances, texts, strict=True)
+        return score([ScoredUtterance(u.audio, u.duration, u.text, text) for u, text in pairs]).rate

@@ -1,0 +1,83 @@
+"""The settings of turning a Whisper encoder into a Samba encoder."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from samba_asr.config import MixerConfig
+
+
+@dataclass(frozen=True)
+class DistilConfig:
+    """Stages (a), each mixer by itself, and (b), the whole encoder."""
+
+    teacher: str
+    """Whisper checkpoint: .pt (openai), .safetensors (Hugging Face) or .npz (CTranslate2's names)."""
+    train: list[str]
+    """Training manifests (JSON lines), as made by prepare.py; only their audio is used."""
+    dev: list[str]
+    """Manifests of the development sets."""
+    teacher_tokenizer: str | None = None
+    """The teacher's tokenizer.json: validations then print word error rates through the teacher's own decoder."""
+    mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1))
+    """What takes the attention's place, once for each direction."""
+    layer_minutes: float = 12.0
+    """Wall-clock time of stage (a)."""
+    encoder_minutes: float = 40.0
+    """Wall-clock time of stage (b)."""
+    layer_windows: int = 2
+    """Windows of 30 s in a batch of stage (a)."""
+    batch_seconds: float = 80.0
+    """Most seconds of audio in a batch of stage (b), padding included."""
+    layer_learning_rate: float = 2e-3
+    """Peak of stage (a)."""
+    encoder_learning_rate: float = 1e-3
+    """Peak of stage (b), for mixers."""
+    copied_share: float = 0.2
+    """Stage (b)'s learning rate of what was copied from the teacher, as a share of the mixers'."""
+    warmup_steps: int = 50
+    """Of each stage."""
+    final_share: float = 0.05
+    """Share of the peak that the cosine ends at."""
+    whole_share: float = 0.35
+    """Stage (b): probability that two neighbouring utterances of a window stay in one stretch."""
+    chunk_share: float = 0.3
+    """Stage (b): share of batches whose backward scans are limited to chunks, so that the encoder can stream."""
+    chunk_states: tuple[int, int] = (16, 100)
+    """Shortest and longest chunk, in states of 20 ms."""
+    causal_share: float = 0.6
+    """Stage (b): share of batches with the causal log-mel normalisation; the others have Whisper's."""
+    position_share: float = 0.3
+    """The teacher's positional embedding has faded from the student after this share of stage (b)."""
+    validate_minutes: float = 5.0
+    """Between validations and checkpoints."""
+    dev_utterances: int = 60
+    """Utterances of each validation through the teacher's decoder."""
+    init_from: str | None = None
+    """encoder.safetensors to start from; stage (a) is then left out if layer_minutes is 0."""
+    seed: int = 0
+    """Of weights, windows and draws."""
+    bf16: bool = True
+    """Mixed precision; it doubles the speed of CPUs with AVX-512 BF16 and of GPUs."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_seconds", "layer_learning_rate", "encoder_learning_rate", "validate_minutes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be positive")
+        for name in ("layer_minutes", "encoder_minutes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        for name in ("whole_share", "chunk_share", "causal_share", "position_share", "copied_share", "final_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, 1]")
+        if self.batch_seconds < 30:
+            raise ValueError(f"batch_seconds ({self.batch_seconds}) must be at least 30, a window's length")
+        low, high = self.chunk_states
+        if not 0 < low <= high:
+            raise ValueError(f"chunk_states ({self.chunk_states}) must be two positive numbers, the shorter first")
+        if not self.train or not self.dev:
+            raise ValueError("train and dev must each name at least one manifest")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists and numbers."""
+        return dataclasses.asdict(self)
