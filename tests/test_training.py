@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from samba_asr.audio.load import load_audio
 from samba_asr.config import DecoderConfig, EncoderConfig, FeatureConfig, MixerConfig, ModelConfig, SearchConfig
@@ -24,7 +25,13 @@ from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training import run as training_run
 from samba_asr.training.callbacks import list_checkpoints, read_metrics
-from samba_asr.training.config import DataConfig, OptimiserConfig, SpecAugmentConfig, TrainingConfig
+from samba_asr.training.config import (
+    DataConfig,
+    EncoderTuningConfig,
+    OptimiserConfig,
+    SpecAugmentConfig,
+    TrainingConfig,
+)
 from samba_asr.training.data import SpeechDataset, collate, read_manifests, select_utterances
 from samba_asr.training.manifest import Utterance, write_manifest
 from samba_asr.training.module import TrainingModule, parameter_groups
@@ -201,14 +208,64 @@ def test_features_are_masked_in_training_alone(corpus):
     selection = selected(config)
     module = TrainingModule(config, model, Tokenizer.load(config.data.tokenizer), selection.utterances)
     seen = []
-    model.loss = lambda features, *_, **__: seen.append(features)
+    encode = model.encode_features
+    model.encode_features = lambda features, *rest: seen.append(features) or encode(features, *rest)
     batch = collate([SpeechDataset(selection, 16_000)[0, 0]])
-    module.losses(batch, augment=False)
-    module.losses(batch, augment=True)
+    module.losses(batch)
+    module.validation_step(batch, 0)
     plain, _ = model.features(batch.waveforms, batch.waveform_lengths)
-    assert torch.equal(seen[0], plain)
-    changed = (seen[1] != plain).float().mean()
-    assert 0.05 < changed < 0.95 and seen[1].shape == plain.shape
+    assert torch.equal(seen[1], plain)
+    changed = (seen[0] != plain).float().mean()
+    assert 0.05 < changed < 0.95 and seen[0].shape == plain.shape
+
+
+def tuned(corpus, **changes):
+    config = settings(corpus, model=dataclasses.replace(small_model(), vocab_size=48))
+    return dataclasses.replace(config, encoder=EncoderTuningConfig(**changes))
+
+
+def test_a_frozen_encoder_learns_later_and_less(corpus, tmp_path):
+    weights = tmp_path / "encoder.safetensors"
+    torch.manual_seed(5)
+    start = SambaASR(tuned(corpus).model).encoder
+    save_file({name: value.contiguous() for name, value in start.state_dict().items()}, weights)
+
+    def moved(folder, **changes):
+        train(tuned(corpus, weights=str(weights), **changes), tmp_path / folder)
+        after = load_checkpoint(tmp_path / folder / "checkpoint")[0]
+        pairs = zip(start.parameters(), after.encoder.parameters(), strict=True)
+        return max(float((new - old).detach().abs().max()) for old, new in pairs), after
+
+    still, frozen = moved("frozen", frozen_steps=1_000)
+    assert still == 0
+    assert not torch.equal(frozen.ctc_head.bias, torch.zeros_like(frozen.ctc_head.bias))
+    full, _ = moved("full")
+    little, _ = moved("little", learning_rate_share=0.1)
+    assert 0 < little < 0.5 * full
+
+
+def test_chunks_are_drawn_from_their_range(corpus):
+    config = tuned(corpus, chunk_share=0.5, chunk_states=(3, 5))
+    model = SambaASR(config.model)
+    selection = selected(config)
+    module = TrainingModule(config, model, Tokenizer.load(config.data.tokenizer), selection.utterances)
+    seen = []
+    encode = model.encode_features
+    model.encode_features = lambda *arguments: seen.append(arguments[2]) or encode(*arguments)
+    batch = collate([SpeechDataset(selection, 16_000)[0, 0]])
+    for seed in range(40):
+        torch.manual_seed(seed)
+        module.losses(batch)
+    assert set(seen) == {None, 3, 4, 5}
+    assert 10 < seen.count(None) < 30
+
+
+def test_encoder_weights_that_do_not_fit(corpus, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"encoder\.weights.*distil\.py"):
+        train(tuned(corpus, weights=str(tmp_path / "none.safetensors")), tmp_path / "run")
+    save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"encoder\.weights.*does not fit"):
+        train(tuned(corpus, weights=str(tmp_path / "other.safetensors")), tmp_path / "run2")
 
 
 def test_the_seed_matters_and_old_checkpoints_go(whole_run, corpus, tmp_path):

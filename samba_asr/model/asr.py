@@ -51,9 +51,12 @@ class SambaASR(nn.Module):
         (batch, states, d_model), 0 on padding, and encoder_lengths (batch,) int64."""
         return self.encode_features(*self.features(waveforms, waveform_lengths))
 
-    def encode_features(self, features: Tensor, feature_lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`encode`, from features (batch, frames, n_mels) and feature_lengths (batch,) int64 frames."""
-        encoder_out, encoder_lengths = self.encoder(features, feature_lengths)
+    def encode_features(
+        self, features: Tensor, feature_lengths: Tensor, chunk: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As :meth:`encode`, from features (batch, frames, n_mels) and feature_lengths (batch,) int64 frames; chunk: as
+        in :meth:`Encoder.forward`."""
+        encoder_out, encoder_lengths = self.encoder(features, feature_lengths, chunk)
         return encoder_out, encoder_lengths
 
     def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:

@@ -149,6 +149,34 @@ class WaveformAugmentConfig:
 
 
 @dataclass(frozen=True)
+class EncoderTuningConfig:
+    """How a run treats its encoder: as its own, or as one that already knows speech."""
+
+    weights: str | None = None
+    """encoder.safetensors to start from, made by recipes/whisper_to_samba/distil.py; None: random, or init_from's."""
+    learning_rate_share: float = 1.0
+    """The encoder's learning rate, as a share of the others'."""
+    frozen_steps: int = 0
+    """Steps at the beginning in which only what stands on the encoder learns."""
+    chunk_share: float = 0.0
+    """Share of the batches whose backward scans are limited to chunks, so that the encoder can stream."""
+    chunk_states: tuple[int, int] = (16, 100)
+    """Shortest and longest chunk, in encoder states."""
+
+    def __post_init__(self) -> None:
+        _require(
+            0 <= self.learning_rate_share <= 1,
+            f"encoder.learning_rate_share ({self.learning_rate_share}) must be in [0, 1]",
+        )
+        _require(self.frozen_steps >= 0, f"encoder.frozen_steps ({self.frozen_steps}) must not be negative")
+        _require(0 <= self.chunk_share <= 1, f"encoder.chunk_share ({self.chunk_share}) must be in [0, 1]")
+        low, high = self.chunk_states
+        _require(
+            0 < low <= high, f"encoder.chunk_states ({low}, {high}) must be two positive numbers, the shorter first"
+        )
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """A whole training run."""
 
@@ -158,6 +186,8 @@ class TrainingConfig:
     """The recogniser; its vocab_size is taken from the tokenizer."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """AdamW and its learning rate."""
+    encoder: EncoderTuningConfig = field(default_factory=EncoderTuningConfig)
+    """Where the encoder starts and how it learns."""
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     """Masks over the features."""
     waveform_augment: WaveformAugmentConfig = field(default_factory=WaveformAugmentConfig)

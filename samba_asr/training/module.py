@@ -98,8 +98,14 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.config.optimiser
+        encoder = parameter_groups(self.model.encoder, settings.weight_decay)
+        others = nn.ModuleDict(
+            {name: child for name, child in self.model.named_children() if child is not self.model.encoder}
+        )
+        share = self.config.encoder.learning_rate_share
         return torch.optim.AdamW(
-            parameter_groups(self.model, settings.weight_decay),
+            [{**group, "share": share} for group in encoder]
+            + [{**group, "share": 1.0} for group in parameter_groups(others, settings.weight_decay)],
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.eps,
@@ -116,13 +122,19 @@ class TrainingModule(lightning.LightningModule):
         self._fit_started = time.monotonic()
         self._minutes_before = self.progress.minutes
 
-    def losses(self, batch: Batch, augment: bool) -> Losses:
-        """Return the losses of a batch, its features masked if ``augment``."""
+    def losses(self, batch: Batch) -> Losses:
+        """Return the losses of a training batch, its features masked, its backward scans limited or not, by chance."""
+        encoder = self.config.encoder
         with torch.no_grad():
-            features, feature_lengths = self.model.features(batch.waveforms, batch.waveform_lengths)
-            if augment:
-                features = self.spec_augment(features, feature_lengths)
-        return self.model.loss(features, feature_lengths, batch.tokens, batch.token_lengths, **self._loss_settings)
+            features, lengths = self.model.features(batch.waveforms, batch.waveform_lengths)
+            features = self.spec_augment(features, lengths)
+        chunk = None
+        if encoder.chunk_share and float(torch.rand(())) < encoder.chunk_share:
+            low, high = encoder.chunk_states
+            chunk = int(torch.randint(low, high + 1, ()))
+        with torch.set_grad_enabled(self.global_step >= encoder.frozen_steps):
+            states, lengths = self.model.encode_features(features, lengths, chunk)
+        return self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **self._loss_settings)
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, float]:
         """Make one optimiser step, or none if the loss or its gradient is not finite; return what is logged."""
@@ -130,7 +142,7 @@ class TrainingModule(lightning.LightningModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
         learning_rate = self._set_learning_rate(optimizer)
-        losses = self.losses(batch, augment=True)
+        losses = self.losses(batch)
         self.manual_backward(losses.total)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.gradient_clip)
         if bool(torch.isfinite(losses.total) & torch.isfinite(norm)):
@@ -159,7 +171,7 @@ class TrainingModule(lightning.LightningModule):
             self.global_step, progress, warmup_steps=settings.warmup_steps, final_share=settings.final_share
         )
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["share"]
         return learning_rate
 
     def _skip(self, losses: Losses) -> None:

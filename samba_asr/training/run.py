@@ -13,6 +13,8 @@ import numpy as np
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from samba_asr.model.asr import SambaASR
@@ -80,6 +82,8 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     model = SambaASR(config.model)
     if last is None and config.init_from is not None:
         _load_initial(model, config.init_from, config, tokenizer)
+    if last is None and config.encoder.weights is not None:
+        _load_encoder(model, config.encoder.weights)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
     module = TrainingModule(config, model, tokenizer, dev_set.utterances)
@@ -181,6 +185,16 @@ def _load_initial(model: SambaASR, folder: str, config: TrainingConfig, tokenize
         model.load_state_dict(initial.state_dict())
     except RuntimeError as error:
         raise ValueError(another + str(error)) from error
+
+
+def _load_encoder(model: SambaASR, path: str) -> None:
+    """Load the weights that distil.py wrote."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"encoder.weights: {path} does not exist; make it with distil.py")
+    try:
+        model.encoder.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"encoder.weights: {path} does not fit the configured encoder: {error}") from error
 
 
 def _write_records(out: Path, config: TrainingConfig, environment: dict[str, Any]) -> None:
