@@ -112,10 +112,11 @@ def talkative(end_bias):
 
 
 def test_greedy_decoding(vocabulary):
-    teacher, states = talkative(2.5), 3 * torch.randn(12, 9, D_MODEL)
+    torch.manual_seed(0)
+    teacher, states = talkative(2.4), 10 * torch.randn(40, 9, D_MODEL)
     alone = [greedy_alone(teacher, vocabulary, row, 20) for row in states]
     lengths = {len(ids) for ids in alone}
-    assert len(lengths) > 3 and 20 in lengths  # some end early, some at the cap
+    assert len(lengths) > 2 and 20 in lengths  # some end early, some at the cap
     expected = [vocabulary.decode(ids).strip() for ids in alone]
     assert len(set(expected)) > 6
     assert transcribe_states(teacher, vocabulary, states, 20) == expected

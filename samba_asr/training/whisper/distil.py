@@ -266,12 +266,18 @@ class Distillation:
                 rng = random.Random(f"draws {config.seed} {epoch} {number}")
                 kind = "causal" if rng.random() < config.causal_share else "whisper"
                 chunk = rng.randint(*config.chunk_states) if rng.random() < config.chunk_share else None
-                faded = self.progress.minutes / max(config.encoder_minutes * config.position_share, 1e-6)
                 batch = collect(self.train_states, stretches, self.means)
-                said = self._states(batch, kind, chunk, max(0.0, 1.0 - faded))
+                said = self._states(batch, kind, chunk, self._positions("encoder"))
                 error = relative_error(said, batch.targets.to(self.device), batch.lengths)
                 yield error[None], float(batch.lengths.sum()) * STATE_SAMPLES / 16_000
             epoch += 1
+
+    def _positions(self, stage: str) -> float:
+        """Return how much of the teacher's positional embedding the student still gets: 1 to 0."""
+        if stage == "layers":
+            return 1.0
+        fading = self.config.encoder_minutes * self.config.position_share
+        return max(0.0, 1.0 - self.progress.minutes / fading) if fading else 0.0
 
     def _states(self, batch: StretchBatch, kind: str, chunk: int | None, positions: float) -> Tensor:
         features, lengths = self.features[kind](batch.waveforms.to(self.device), batch.waveform_lengths.to(self.device))
@@ -281,9 +287,9 @@ class Distillation:
 
     @torch.no_grad()
     def _validate(self, stage: str) -> None:
-        """Print how far the student is from its teacher; in stage (a), with the teacher's positions still added."""
+        """Print how far the student is from its teacher, with what it still gets of the teacher's positions."""
         self.encoder.eval()
-        positions = 1.0 if stage == "layers" else 0.0
+        positions = self._positions(stage)
         means = self.means if stage == "encoder" else torch.zeros_like(self.means)
         errors = []
         batches = stretch_batches(self.dev_states.windows.placements[:DEV_WINDOWS], 3000, 0.3, 0, 0)
