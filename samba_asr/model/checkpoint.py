@@ -45,7 +45,7 @@ def save_checkpoint(
             f"the tokenizer has {tokenizer.vocab_size} pieces, the model's vocab_size is {model.config.vocab_size}"
         )
     config = {"format": _FORMAT, "version": CONFIG_VERSION, "model": model.config.to_dict()}
-    tensors = {name: _stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
+    tensors = {name: as_stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     with replacing(folder / WEIGHTS_FILE) as path:
         path.write_bytes(save(tensors))  # save_file's is private to its owner
     tokenizer.save(folder / TOKENIZER_FILE)
@@ -79,7 +79,8 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
     return model.to(device).eval(), tokenizer
 
 
-def _stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return a model's tensor as :func:`save_checkpoint` writes it."""
     exact = dtype is None or tensor.dim() < 2 or name.startswith("features.") or name.endswith("A_log")
     return tensor.detach().cpu().contiguous() if exact else tensor.detach().cpu().to(dtype).contiguous()
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from samba_asr.atomic import replacing
 from samba_asr.audio.features import LogMel
 from samba_asr.config import FeatureConfig, ModelConfig
+from samba_asr.model.checkpoint import as_stored
 from samba_asr.model.encoder import Encoder, EncoderBlock
 from samba_asr.training.data import read_manifests
 from samba_asr.training.module import parameter_groups
@@ -91,8 +92,8 @@ def distil(config: DistilConfig, out: str | Path, resume: bool = False) -> Path:
 
 
 def save_encoder(path: Path, encoder: Encoder, config: ModelConfig) -> None:
-    """Write an encoder's weights, and the config that they fit as metadata."""
-    tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    """Write an encoder's weights (matrices in float16), and the config that they fit as metadata."""
+    tensors = {name: as_stored(name, value, torch.float16) for name, value in encoder.state_dict().items()}
     with replacing(path) as partial:
         save_file(tensors, partial, metadata={"config": json.dumps(config.to_dict())})
 
