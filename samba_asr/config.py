@@ -13,7 +13,7 @@ CONFIG_VERSION = 2
 
 Normalisation = Literal["whisper", "global", "causal"]
 MixerKind = Literal["mamba", "mamba2"]
-Subsampling = Literal["conv4x", "whisper"]
+Subsampling = Literal["conv4x", "whisper", "whisper4x"]
 Search = Literal["ctc", "autoregressive", "rescoring"]
 
 
@@ -105,7 +105,8 @@ class EncoderConfig:
     n_layers: int = 8
     """Bidirectional blocks."""
     subsampling: Subsampling = "conv4x"
-    """conv4x: two strided Conv2d, 40 ms a state; whisper: Whisper's two Conv1d, 20 ms a state."""
+    """conv4x: two strided Conv2d, 40 ms a state; whisper: Whisper's two Conv1d, 20 ms a state; whisper4x: a third
+    Conv1d joins pairs of those, 40 ms a state."""
     subsampling_channels: int = 32
     """conv4x: channels of its convolutions."""
     d_ff: int = 640
@@ -127,7 +128,7 @@ class EncoderConfig:
     @property
     def subsampling_factor(self) -> int:
         """Frames a state."""
-        return {"conv4x": 4, "whisper": 2}[self.subsampling]
+        return {"conv4x": 4, "whisper": 2, "whisper4x": 4}[self.subsampling]
 
 
 @dataclass(frozen=True)

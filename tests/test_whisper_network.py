@@ -146,7 +146,7 @@ def test_weights_that_make_no_model():
 
 @pytest.mark.slow
 def test_a_real_teacher_hears_what_faster_whisper_hears(quilter):
-    """SAMBA_TEACHER names a checkpoint, SAMBA_TEACHER_CT2 the same model as faster-whisper reads it (default tiny.en)."""
+    """SAMBA_TEACHER names a checkpoint, SAMBA_TEACHER_CT2 the same for faster-whisper (default tiny.en)."""
     if "SAMBA_TEACHER" not in os.environ:
         pytest.skip("SAMBA_TEACHER names no teacher")
     faster_whisper = pytest.importorskip("faster_whisper")

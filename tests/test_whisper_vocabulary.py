@@ -15,7 +15,7 @@ MARKS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "
 
 
 def write_vocabulary(path, marks=MARKS, end_id=None):
-    """Write a byte-level tokenizer.json: 256 bytes, " t", "he", " the", then marks and two times; return the marks' ids."""
+    """Write a byte-level tokenizer.json: 256 bytes, " t", "he", " the", marks, two times; return the marks' ids."""
     pieces = [*sorted(ByteLevel.alphabet()), "Ġt", "he", "Ġthe"]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     ids = {mark: len(vocab) + i for i, mark in enumerate([*marks, "<|0.00|>", "<|0.02|>"])}

@@ -34,19 +34,31 @@ class Conv4x(nn.Module):
 
 
 class WhisperStem(nn.Module):
-    """Whisper's two Conv1d over time, the second of stride 2 (arXiv 2212.04356): 100 frames to 50 states."""
+    """Whisper's two Conv1d over time, the second of stride 2 (arXiv 2212.04356): 100 frames to 50 states.
+
+    With whisper4x a third convolution of stride 2 leaves 25 states; it starts as the choice of every second one.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.conv1 = nn.Conv1d(config.features.n_mels, config.d_model, 3, padding=1)
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
+        self.join = None
+        if config.encoder.subsampling == "whisper4x":
+            self.join = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
+            nn.init.dirac_(self.join.weight)
+            nn.init.zeros_(self.join.bias)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """features: (batch, frames, n_mels); lengths: (batch,) int64 frames. Returns x (batch, ceil(frames / 2),
-        d_model) and its lengths."""
+        """features: (batch, frames, n_mels); lengths: (batch,) int64 frames. Returns x (batch, states,
+        d_model), states = ceil(frames / 2) or, whisper4x, half of that again, and its lengths."""
         x = F.gelu(self.conv1(mask_padding(features, lengths).transpose(1, 2)))
         x = mask_padding(x.transpose(1, 2), lengths).transpose(1, 2)
-        return F.gelu(self.conv2(x)).transpose(1, 2), _halved(lengths)
+        x, lengths = F.gelu(self.conv2(x)).transpose(1, 2), _halved(lengths)
+        if self.join is None:
+            return x, lengths
+        x = self.join(mask_padding(x, lengths).transpose(1, 2)).transpose(1, 2)
+        return x, _halved(lengths)
 
 
 def build_subsampling(config: ModelConfig) -> Conv4x | WhisperStem:

@@ -126,7 +126,7 @@ class WaveformAugmentConfig:
     noise_probability: float = 0.0
     """Share of the utterances that get noise; 0 for none."""
     noise_folder: str | None = None
-    """Recordings of noise, any format, in any subfolder, kept in memory (16 bits a sample); without it, noise is made."""
+    """Recordings of noise, any format, in any subfolder, kept in memory (16 bits a sample); None: noise is made."""
     noise_snr: tuple[float, float] = (5.0, 30.0)
     """Mean power of the speech over that of the noise (dB), lowest and highest."""
     noise_slope: tuple[float, float] = (-6.0, 0.0)

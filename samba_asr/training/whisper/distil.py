@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -30,7 +31,7 @@ from samba_asr.training.data import read_manifests
 from samba_asr.training.module import parameter_groups
 from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.measure import TeacherWer
-from samba_asr.training.whisper.network import build_teacher
+from samba_asr.training.whisper.network import LayerTap, build_teacher
 from samba_asr.training.whisper.settings import DistilConfig
 from samba_asr.training.whisper.student import copy_teacher, relative_error, student_config
 from samba_asr.training.whisper.targets import StretchBatch, TeacherStates, Windows, collect, stretch_batches
@@ -39,6 +40,8 @@ from samba_asr.training.whisper.windows import STATE_SAMPLES
 
 log = logging.getLogger(__name__)
 
+STRIDES = {"whisper": 1, "whisper4x": 2}
+"""Teacher's states for one of the student's."""
 GRADIENT_CLIP = 1.0
 STATE_FILE, ENCODER_FILE, METRICS_FILE = "state.pt", "encoder.safetensors", "metrics.csv"
 COLUMNS = (
@@ -98,6 +101,20 @@ def save_encoder(path: Path, encoder: Encoder, config: ModelConfig) -> None:
         save_file(tensors, partial, metadata={"config": json.dumps(config.to_dict())})
 
 
+def load_start(encoder: Encoder, path: str) -> None:
+    """Load an encoder's weights; the convolution that joins pairs of states keeps its own if the file has none.
+
+    Raises ValueError for a file that does not fit.
+    """
+    try:
+        missing, unexpected = encoder.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"init_from: {path} does not fit the student: {error}") from error
+    wrong = unexpected + [name for name in missing if not name.startswith("subsampling.join.")]
+    if wrong:
+        raise ValueError(f"init_from: {path} does not fit the student: {', '.join(wrong)} missing or not asked for")
+
+
 class Distillation:
     """Teacher, student, data and progress of a run."""
 
@@ -117,11 +134,12 @@ class Distillation:
             len(self.dev_states.windows),
         )
         torch.manual_seed(config.seed)
-        self.model_config = student_config(teacher, config.mixer)
+        self.model_config = student_config(teacher, config.mixer, config.subsampling)
+        self.stride = STRIDES[config.subsampling]
         self.encoder = Encoder(self.model_config).to(self.device)
         copy_teacher(self.encoder, teacher)
         if config.init_from is not None:
-            self.encoder.load_state_dict(load_file(config.init_from))
+            load_start(self.encoder, config.init_from)
         self.features = {
             kind: LogMel(FeatureConfig(normalisation=kind)).to(self.device) for kind in ("causal", "whisper")
         }
@@ -247,11 +265,19 @@ class Distillation:
             _, taps = self.train_states.hear(chosen)
             with self._autocast():
                 errors = [
-                    relative_error(block.mixer(tap.given.float(), ends.to(self.device))[0], tap.said, ends)
+                    self._layer_error(block, tap, self._fewer(ends))
                     for block, tap in zip(self._blocks(), taps, strict=True)
                 ]
             yield torch.stack(errors), float(ends.sum()) * STATE_SAMPLES / 16_000
             step += 1
+
+    def _layer_error(self, block: EncoderBlock, tap: LayerTap, lengths: Tensor) -> Tensor:
+        given, said = (states[:, :: self.stride].float() for states in tap)
+        return relative_error(block.mixer(given, lengths.to(self.device))[0], said, lengths)
+
+    def _fewer(self, states: Tensor) -> Tensor:
+        """Turn counts of the teacher's states into counts of the student's."""
+        return (states + self.stride - 1) // self.stride
 
     def _encoder_steps(self) -> Iterator[tuple[Tensor, float]]:
         """Yield the last states' error (1,) and the audio seconds of a batch, endlessly."""
@@ -269,9 +295,11 @@ class Distillation:
                 chunk = rng.randint(*config.chunk_states) if rng.random() < config.chunk_share else None
                 batch = collect(self.train_states, stretches, self.means)
                 said = self._states(batch, kind, chunk, self._positions("encoder"))
-                error = relative_error(said, batch.targets.to(self.device), batch.lengths)
-                yield error[None], float(batch.lengths.sum()) * STATE_SAMPLES / 16_000
+                yield self._error(said, batch)[None], float(batch.lengths.sum()) * STATE_SAMPLES / 16_000
             epoch += 1
+
+    def _error(self, said: Tensor, batch: StretchBatch) -> Tensor:
+        return relative_error(said, batch.targets[:, :: self.stride].to(self.device), self._fewer(batch.lengths))
 
     def _positions(self, stage: str) -> float:
         """Return how much of the teacher's positional embedding the student still gets: 1 to 0."""
@@ -283,7 +311,8 @@ class Distillation:
     def _states(self, batch: StretchBatch, kind: str, chunk: int | None, positions: float) -> Tensor:
         features, lengths = self.features[kind](batch.waveforms.to(self.device), batch.waveform_lengths.to(self.device))
         with self._autocast():
-            said: Tensor = self.encoder(features, lengths, chunk, positions * self.positions if positions else None)[0]
+            offset = positions * self.positions[:: self.stride] if positions else None
+            said: Tensor = self.encoder(features, lengths, chunk, offset)[0]
         return said
 
     @torch.no_grad()
@@ -297,11 +326,12 @@ class Distillation:
         for stretches in batches:
             batch = collect(self.dev_states, stretches, means)
             said = self._states(batch, "causal", None, positions)
-            errors.append(relative_error(said, batch.targets.to(self.device), batch.lengths).item())
+            errors.append(self._error(said, batch).item())
         row: dict[str, Any] = {"dev_error": sum(errors) / len(errors)}
         line = f"stage {stage}, {self.progress.minutes:.1f} min: dev error {row['dev_error']:.3f}"
         if self.measure is not None:
-            student, teacher = self.measure(self.encoder, self.features["causal"], means, positions * self.positions)
+            offset = positions * self.positions
+            student, teacher = self.measure(self.encoder, self.features["causal"], means, offset, self.stride)
             row |= {"dev_wer": student, "teacher_wer": teacher}
             line += f", WER through the teacher's decoder {100 * student:.1f} % (teacher {100 * teacher:.1f} %)"
         tqdm.write(line)

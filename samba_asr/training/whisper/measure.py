@@ -42,17 +42,21 @@ class TeacherWer:
         self.silence = self._teacher_states([torch.zeros(1)])[0]
         self.teacher_wer = self._wer([self._teacher_states([waveform])[0] for waveform in self.waveforms])
 
-    def __call__(self, encoder: Encoder, features: LogMel, means: Tensor, offset: Tensor) -> tuple[float, float]:
+    def __call__(
+        self, encoder: Encoder, features: LogMel, means: Tensor, offset: Tensor, stride: int
+    ) -> tuple[float, float]:
         """Return the student's WER and the teacher's.
 
-        features: the student's; means: (1500, d_model), added to its states; offset: as :meth:`Encoder.forward` has it.
+        features: the student's; means: (1500, d_model), added to its states; offset: (1500, d_model), added to what
+        its stem gives; stride: the teacher's states for one of the student's, means and offset: the teacher's decoder
+        is then given fewer states, which its attention does not mind.
         """
         states = []
         for waveform in self.waveforms:
             mels, lengths = features(waveform[None].to(self.device), torch.tensor([len(waveform)], device=self.device))
-            said = encoder(mels, lengths, offset=offset)[0][0].float()
-            whole = self.silence.clone()
-            whole[: len(said)] = said + means[: len(said)].to(said)
+            said = encoder(mels, lengths, offset=offset[::stride])[0][0].float()
+            whole = self.silence[::stride].clone()
+            whole[: len(said)] = said + means[::stride][: len(said)].to(said)
             states.append(whole)
         return self._wer(states), self.teacher_wer
 
