@@ -47,6 +47,7 @@ class WhisperStem(nn.Module):
         if config.encoder.subsampling == "whisper4x":
             self.join = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
             nn.init.dirac_(self.join.weight)
+            assert self.join.bias is not None
             nn.init.zeros_(self.join.bias)
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
