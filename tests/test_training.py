@@ -30,6 +30,7 @@ from samba_asr.training.config import (
     EncoderTuningConfig,
     OptimiserConfig,
     SpecAugmentConfig,
+    TextConfig,
     TrainingConfig,
 )
 from samba_asr.training.data import SpeechDataset, collate, read_manifests, select_utterances
@@ -258,6 +259,18 @@ def test_chunks_are_drawn_from_their_range(corpus):
         module.losses(batch)
     assert set(seen) == {None, 3, 4, 5}
     assert 10 < seen.count(None) < 30
+
+
+def test_text_reaches_the_decoder_but_not_its_own_development_set(corpus, tmp_path, caplog):
+    said = [u.text for u in read_manifests([str(corpus / "clips.jsonl")])]
+    (tmp_path / "text.txt").write_text("\n".join([*said, "not one of them said this", "nor did they say that"]))
+    text = TextConfig(files=[str(tmp_path / "text.txt")], tokens=50, weight=0.5)
+    with caplog.at_level("INFO"):
+        train(settings(corpus, max_steps=2, average_last=1, text=text), tmp_path / "with")
+    assert "text: 2 sentences" in caplog.text
+    train(settings(corpus, max_steps=2, average_last=1), tmp_path / "without")
+    with_text, without = weights_of(tmp_path / "with"), weights_of(tmp_path / "without")
+    assert not torch.equal(with_text["decoder.out_proj.weight"], without["decoder.out_proj.weight"])
 
 
 def test_encoder_weights_that_do_not_fit(corpus, tmp_path):

@@ -109,15 +109,31 @@ class SambaASR(nn.Module):
             reduction="sum",
             zero_infinity=True,
         ) / token_lengths.sum().clamp_min(1)
+        decoder = self.decoder_loss(encoder_out, encoder_lengths, tokens, token_lengths, label_smoothing)
+        return Losses(ctc_weight * ctc + (1 - ctc_weight) * decoder, ctc, decoder)
+
+    def decoder_loss(
+        self,
+        encoder_out: Tensor,
+        encoder_lengths: Tensor,
+        tokens: Tensor,
+        token_lengths: Tensor,
+        label_smoothing: float = 0.1,
+    ) -> Tensor:
+        """Return the decoder's cross-entropy a token, end tokens counted; arguments as in :meth:`loss_from_states`."""
         inputs, targets = decoder_pairs(tokens, token_lengths)
         logits, _ = self.decoder(inputs, token_lengths + 1, self.decoder.read_memory(encoder_out, encoder_lengths))
-        decoder = F.cross_entropy(
+        return F.cross_entropy(
             logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
             targets.flatten(),
             ignore_index=IGNORED,
             label_smoothing=label_smoothing,
         )
-        return Losses(ctc_weight * ctc + (1 - ctc_weight) * decoder, ctc, decoder)
+
+    def text_loss(self, tokens: Tensor, token_lengths: Tensor, label_smoothing: float = 0.1) -> Tensor:
+        """As :meth:`decoder_loss`, of text without a recording: the decoder as a language model."""
+        nothing = self.ctc_head.weight.new_zeros(len(tokens), 0, self.config.d_model)
+        return self.decoder_loss(nothing, torch.zeros_like(token_lengths), tokens, token_lengths, label_smoothing)
 
 
 def decoder_pairs(tokens: Tensor, token_lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -177,6 +177,23 @@ class EncoderTuningConfig:
 
 
 @dataclass(frozen=True)
+class TextConfig:
+    """Text without recordings, from which the decoder learns the language in every step."""
+
+    files: list[str] = field(default_factory=list)
+    """Text files, a sentence a line; none: the decoder learns from recordings alone. Lines that are also said in a
+    development set are left out."""
+    tokens: int = 600
+    """Most tokens of text in a step, padding included."""
+    weight: float = 0.3
+    """The text's cross-entropy times this is added to the loss."""
+
+    def __post_init__(self) -> None:
+        _require(self.tokens > 0, f"text.tokens ({self.tokens}) must be positive")
+        _require(self.weight > 0, f"text.weight ({self.weight}) must be positive")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """A whole training run."""
 
@@ -188,6 +205,8 @@ class TrainingConfig:
     """AdamW and its learning rate."""
     encoder: EncoderTuningConfig = field(default_factory=EncoderTuningConfig)
     """Where the encoder starts and how it learns."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """Text without recordings."""
     spec_augment: SpecAugmentConfig = field(default_factory=SpecAugmentConfig)
     """Masks over the features."""
     waveform_augment: WaveformAugmentConfig = field(default_factory=WaveformAugmentConfig)

@@ -22,6 +22,7 @@ from samba_asr.training.data import Batch, mix_seed
 from samba_asr.training.manifest import Utterance
 from samba_asr.training.resume import tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share, run_progress
+from samba_asr.training.text import TextBatches
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +75,12 @@ class TrainingModule(lightning.LightningModule):
     """
 
     def __init__(
-        self, config: TrainingConfig, model: SambaASR, tokenizer: Tokenizer, dev_utterances: Sequence[Utterance]
+        self,
+        config: TrainingConfig,
+        model: SambaASR,
+        tokenizer: Tokenizer,
+        dev_utterances: Sequence[Utterance],
+        text: TextBatches | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -83,6 +89,7 @@ class TrainingModule(lightning.LightningModule):
         self.model = model
         self.tokenizer = tokenizer
         self.dev_utterances = dev_utterances
+        self.text = text
         self.progress = Progress()
         self.dev_scores: DevScores | None = None
         masks = config.spec_augment
@@ -136,6 +143,13 @@ class TrainingModule(lightning.LightningModule):
             states, lengths = self.model.encode_features(features, lengths, chunk)
         return self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **self._loss_settings)
 
+    def text_loss(self) -> Tensor | None:
+        """Return the decoder's loss on this step's text, None without any."""
+        if self.text is None:
+            return None
+        tokens, lengths = (tensor.to(self.device) for tensor in self.text.batch(self.progress.position))
+        return self.model.text_loss(tokens, lengths, self.config.label_smoothing)
+
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, float]:
         """Make one optimiser step, or none if the loss or its gradient is not finite; return what is logged."""
         torch.manual_seed(mix_seed(self.config.seed, self.progress.position))
@@ -143,9 +157,11 @@ class TrainingModule(lightning.LightningModule):
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
         learning_rate = self._set_learning_rate(optimizer)
         losses = self.losses(batch)
-        self.manual_backward(losses.total)
+        text_loss = self.text_loss()
+        total = losses.total if text_loss is None else losses.total + self.config.text.weight * text_loss
+        self.manual_backward(total)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.gradient_clip)
-        if bool(torch.isfinite(losses.total) & torch.isfinite(norm)):
+        if bool(torch.isfinite(total) & torch.isfinite(norm)):
             optimizer.step()
             self._skipped_in_a_row = 0
         else:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
+from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.averaging import average_states
 from samba_asr.training.batching import BatchSequence, dev_batches
@@ -44,6 +45,7 @@ from samba_asr.training.data import (
 )
 from samba_asr.training.module import DevScores, TrainingModule
 from samba_asr.training.resume import check_same_run, differences, read_checkpoint
+from samba_asr.training.text import TextBatches, read_sentences
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +88,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
         _load_encoder(model, config.encoder.weights)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
-    module = TrainingModule(config, model, tokenizer, dev_set.utterances)
+    module = TrainingModule(config, model, tokenizer, dev_set.utterances, _text(config, tokenizer))
     start = 0 if last is None else _load_weights(module, last)
     environment = describe_environment(command, trainer.strategy.root_device)
     _write_records(out, config, environment)
@@ -168,6 +170,15 @@ def spread(selection: Selection, count: int) -> Selection:
         return selection
     kept = [i * total // count for i in range(count)]
     return Selection([selection.utterances[i] for i in kept], [selection.tokens[i] for i in kept], selection.left_out)
+
+
+def _text(config: TrainingConfig, tokenizer: Tokenizer) -> TextBatches | None:
+    if not config.text.files:
+        return None
+    unwanted = {normalize_for_training(utterance.text) for utterance in read_manifests(config.data.dev_manifests)}
+    sentences = read_sentences(config.text.files, tokenizer, unwanted)
+    log.info("text: %d sentences, %d tokens", len(sentences), sum(map(len, sentences)))
+    return TextBatches(sentences, config.text.tokens, config.seed)
 
 
 def _load_initial(model: SambaASR, folder: str, config: TrainingConfig, tokenizer: Tokenizer) -> None:
