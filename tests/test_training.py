@@ -245,6 +245,41 @@ def test_a_frozen_encoder_learns_later_and_less(corpus, tmp_path):
     assert 0 < little < 0.5 * full
 
 
+def test_new_blocks_pass_states_on_at_first_and_learn_while_the_others_are_frozen(corpus, tmp_path):
+    torch.manual_seed(5)
+    start = SambaASR(tuned(corpus).model).eval()
+    weights = tmp_path / "encoder.safetensors"
+    save_file({name: value.contiguous() for name, value in start.encoder.state_dict().items()}, weights)
+    model = dataclasses.replace(start.config, encoder=dataclasses.replace(start.config.encoder, n_layers=3))
+    tuning = EncoderTuningConfig(weights=str(weights), new_blocks=2, frozen_steps=1_000)
+    config = dataclasses.replace(tuned(corpus), model=model, encoder=tuning)
+    grown = SambaASR(model).eval()
+    training_run._load_encoder(grown, str(weights), 2)
+    assert len(grown.encoder.blocks) == 3
+    waveforms, lengths = torch.randn(2, 16_000), torch.tensor([16_000, 9_000])
+    assert torch.equal(grown.encode(waveforms, lengths)[0], start.encode(waveforms, lengths)[0])
+
+    train(config, tmp_path / "run")
+    after = load_checkpoint(tmp_path / "run" / "checkpoint")[0].encoder.state_dict()
+    for name, value in start.encoder.state_dict().items():
+        assert torch.equal(after[name], value), name
+    assert all(after[f"blocks.{i}.mixer.{d}.out_proj.weight"].any() for i in (1, 2) for d in ("forwards", "backwards"))
+
+
+def test_new_blocks_learn_at_the_full_rate(corpus):
+    config = tuned(corpus, new_blocks=1, learning_rate_share=0.1)
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, encoder=dataclasses.replace(config.model.encoder, n_layers=2))
+    )
+    module = TrainingModule(config, SambaASR(config.model), Tokenizer.load(config.data.tokenizer), [])
+    shares = {id(p): group["share"] for group in module.configure_optimizers().param_groups for p in group["params"]}
+    named = {name: shares.pop(id(p)) for name, p in module.model.named_parameters()}
+    assert not shares
+    slow = {name for name, share in named.items() if share == 0.1}
+    assert slow == {n for n in named if n.startswith("encoder.") and not n.startswith("encoder.blocks.1.")}
+    assert {share for name, share in named.items() if name not in slow} == {1.0}
+
+
 def test_chunks_are_drawn_from_their_range(corpus):
     config = tuned(corpus, chunk_share=0.5, chunk_states=(3, 5))
     model = SambaASR(config.model)

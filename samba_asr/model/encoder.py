@@ -1,5 +1,6 @@
 """The encoder: convolutional subsampling and bidirectional Mamba blocks."""
 
+import torch
 from torch import Tensor, nn
 
 from samba_asr.config import ModelConfig
@@ -19,6 +20,15 @@ class EncoderBlock(nn.Module):
         self.mixer = BidirectionalMixer(config.d_model, encoder.mixer)
         self.ff = FeedForward(config.d_model, encoder.d_ff, encoder.dropout) if encoder.d_ff else None
         self.drop = ResidualDrop(encoder.dropout, drop_path)
+
+    @torch.no_grad()
+    def pass_on(self) -> None:
+        """Set the last projection of each branch to zero: the block gives what it is given, until it learns more."""
+        projections: list[nn.Module] = [self.mixer.forwards.out_proj, self.mixer.backwards.out_proj]
+        if self.ff is not None:
+            projections.append(self.ff[-1])
+        for parameter in nn.ModuleList(projections).parameters():
+            parameter.zero_()
 
     def forward(self, x: Tensor, lengths: Tensor, chunk: int | None = None) -> tuple[Tensor, Tensor]:
         """x: (batch, time, d_model); lengths: (batch,) int64; chunk: as in :meth:`BidirectionalMixer.forward`. Returns

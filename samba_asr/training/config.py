@@ -154,10 +154,13 @@ class EncoderTuningConfig:
 
     weights: str | None = None
     """encoder.safetensors to start from, made by recipes/whisper_to_samba/distil.py; None: random, or init_from's."""
+    new_blocks: int = 0
+    """The encoder's last blocks that weights lacks: at first they pass states on as they are; they are never frozen,
+    and learn at the full rate."""
     learning_rate_share: float = 1.0
-    """The encoder's learning rate, as a share of the others'."""
+    """The learning rate of the encoder, new blocks aside, as a share of the others'."""
     frozen_steps: int = 0
-    """Steps at the beginning in which only what stands on the encoder learns."""
+    """Steps at the beginning in which the encoder, new blocks aside, does not learn."""
     chunk_share: float = 0.0
     """Share of the batches whose backward scans are limited to chunks, so that the encoder can stream."""
     chunk_states: tuple[int, int] = (16, 100)
@@ -168,6 +171,7 @@ class EncoderTuningConfig:
             0 <= self.learning_rate_share <= 1,
             f"encoder.learning_rate_share ({self.learning_rate_share}) must be in [0, 1]",
         )
+        _require(self.new_blocks >= 0, f"encoder.new_blocks ({self.new_blocks}) must not be negative")
         _require(self.frozen_steps >= 0, f"encoder.frozen_steps ({self.frozen_steps}) must not be negative")
         _require(0 <= self.chunk_share <= 1, f"encoder.chunk_share ({self.chunk_share}) must be in [0, 1]")
         low, high = self.chunk_states
@@ -239,6 +243,11 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("max_steps", "validate_every", "checkpoint_every", "average_last"):
             _require(getattr(self, name) > 0, f"{name} ({getattr(self, name)}) must be positive")
+        _require(
+            self.encoder.new_blocks <= self.model.encoder.n_layers,
+            f"encoder.new_blocks ({self.encoder.new_blocks}) must not exceed model.encoder.n_layers "
+            f"({self.model.encoder.n_layers})",
+        )
         _require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
         _require(0 <= self.ctc_weight <= 1, f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
         _require(0 <= self.label_smoothing < 1, f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")

@@ -105,19 +105,29 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.config.optimiser
-        encoder = parameter_groups(self.model.encoder, settings.weight_decay)
-        others = nn.ModuleDict(
-            {name: child for name, child in self.model.named_children() if child is not self.model.encoder}
-        )
-        share = self.config.encoder.learning_rate_share
+        carried = set(self.carried_parameters())
+        groups = [
+            {**group, "params": params, "share": share}
+            for group in parameter_groups(self.model, settings.weight_decay)
+            for share, params in (
+                (self.config.encoder.learning_rate_share, [p for p in group["params"] if p in carried]),
+                (1.0, [p for p in group["params"] if p not in carried]),
+            )
+        ]
         return torch.optim.AdamW(
-            [{**group, "share": share} for group in encoder]
-            + [{**group, "share": 1.0} for group in parameter_groups(others, settings.weight_decay)],
+            groups,
             lr=settings.learning_rate,
             betas=settings.betas,
             eps=settings.eps,
             fused=True,
         )
+
+    def carried_parameters(self) -> list[nn.Parameter]:
+        """Return the encoder's parameters but for those of its new blocks."""
+        encoder = self.model.encoder
+        first_new = len(encoder.blocks) - self.config.encoder.new_blocks
+        new = {parameter for block in encoder.blocks[first_new:] for parameter in block.parameters()}
+        return [parameter for parameter in encoder.parameters() if parameter not in new]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["progress"] = dataclasses.asdict(self.progress)
@@ -139,8 +149,9 @@ class TrainingModule(lightning.LightningModule):
         if encoder.chunk_share and float(torch.rand(())) < encoder.chunk_share:
             low, high = encoder.chunk_states
             chunk = int(torch.randint(low, high + 1, ()))
-        with torch.set_grad_enabled(self.global_step >= encoder.frozen_steps):
-            states, lengths = self.model.encode_features(features, lengths, chunk)
+        for parameter in self.carried_parameters():
+            parameter.requires_grad_(self.global_step >= encoder.frozen_steps)
+        states, lengths = self.model.encode_features(features, lengths, chunk)
         return self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **self._loss_settings)
 
     def text_loss(self) -> Tensor | None:

@@ -15,10 +15,11 @@ import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
+from samba_asr.model.encoder import EncoderBlock
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.averaging import average_states
@@ -85,7 +86,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     if last is None and config.init_from is not None:
         _load_initial(model, config.init_from, config, tokenizer)
     if last is None and config.encoder.weights is not None:
-        _load_encoder(model, config.encoder.weights)
+        _load_encoder(model, config.encoder.weights, config.encoder.new_blocks)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
     module = TrainingModule(config, model, tokenizer, dev_set.utterances, _text(config, tokenizer))
@@ -198,14 +199,22 @@ def _load_initial(model: SambaASR, folder: str, config: TrainingConfig, tokenize
         raise ValueError(another + str(error)) from error
 
 
-def _load_encoder(model: SambaASR, path: str) -> None:
-    """Load the weights that distil.py wrote."""
+def _load_encoder(model: SambaASR, path: str, new_blocks: int) -> None:
+    """Load the weights that distil.py wrote into all but the last blocks, which begin by adding nothing."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"encoder.weights: {path} does not exist; make it with distil.py")
+    blocks = list(model.encoder.blocks)
+    first_new = len(blocks) - new_blocks
     try:
-        model.encoder.load_state_dict(load_file(path))
+        weights = load_file(path)
+        model.encoder.blocks = nn.ModuleList(blocks[:first_new])
+        model.encoder.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"encoder.weights: {path} does not fit the configured encoder: {error}") from error
+    model.encoder.blocks = nn.ModuleList(blocks)
+    for block in blocks[first_new:]:
+        assert isinstance(block, EncoderBlock)
+        block.pass_on()
 
 
 def _write_records(out: Path, config: TrainingConfig, environment: dict[str, Any]) -> None:
