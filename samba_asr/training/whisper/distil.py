@@ -10,6 +10,7 @@ import csv
 import json
 import logging
 import random
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -89,7 +90,7 @@ def distil(config: DistilConfig, out: str | Path, resume: bool = False) -> Path:
     (out / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
     if run.progress.stage == "layers":
         run.train("layers", config.layer_minutes, config.layer_learning_rate)
-        run.progress = Progress("encoder", audio_seconds=run.progress.audio_seconds)
+        run.enter_encoder_stage()
     run.train("encoder", config.encoder_minutes, config.encoder_learning_rate)
     return out / ENCODER_FILE
 
@@ -140,8 +141,10 @@ class Distillation:
         copy_teacher(self.encoder, teacher)
         if config.init_from is not None:
             load_start(self.encoder, config.init_from)
+        n_mels = self.model_config.features.n_mels
         self.features = {
-            kind: LogMel(FeatureConfig(normalisation=kind)).to(self.device) for kind in ("causal", "whisper")
+            kind: LogMel(FeatureConfig(normalisation=kind, n_mels=n_mels)).to(self.device)
+            for kind in ("causal", "whisper")
         }
         self.positions = teacher.encoder.positional_embedding.float()
         self.means = torch.zeros_like(self.positions, device="cpu")
@@ -152,16 +155,24 @@ class Distillation:
         self._optimiser_state: dict[str, Any] | None = None
 
     def load(self) -> None:
-        """Take up the run where its last checkpoint left it."""
+        """Take up the run where its last checkpoint left it. Raises ValueError where that has other sizes."""
         path = self.out / STATE_FILE
         if not path.is_file():
             log.info("%s has no checkpoint: starting anew", self.out)
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
-        self.encoder.load_state_dict(state["encoder"])
+        try:
+            self.encoder.load_state_dict(state["encoder"])
+        except RuntimeError as error:
+            raise ValueError(f"{path} is of another student than the settings': {error}") from error
         self.progress = Progress(**state["progress"])
         self._optimiser_state = state["optimiser"]
         log.info("resuming stage %s at step %d", self.progress.stage, self.progress.step)
+
+    def enter_encoder_stage(self) -> None:
+        """Leave stage (a); its optimiser has other parameters than stage (b)'s."""
+        self.progress = Progress("encoder", audio_seconds=self.progress.audio_seconds)
+        self._optimiser_state = None
 
     def save(self, optimiser: torch.optim.Optimizer) -> None:
         """Write a checkpoint to resume from, and the encoder's weights."""
@@ -184,7 +195,8 @@ class Distillation:
         optimiser = self._optimiser(stage)
         steps = self._layer_steps() if stage == "layers" else self._encoder_steps()
         started, before, validated = time.monotonic(), progress.minutes, progress.minutes
-        bar = tqdm(desc=f"stage {stage}", unit="min", total=round(minutes, 1), initial=round(before, 1), mininterval=5)
+        total = round(minutes, 2)
+        bar = tqdm(desc=f"stage {stage}", unit="min", total=total, initial=round(before, 2), mininterval=5)
         sums: list[Tensor] = []
         while progress.minutes < minutes:
             share = learning_rate_share(
@@ -207,7 +219,7 @@ class Distillation:
             progress.audio_seconds += seconds
             progress.minutes = before + (time.monotonic() - started) / 60
             sums.append(errors.detach().cpu())
-            bar.n = round(progress.minutes, 2)
+            bar.n = min(round(progress.minutes, 2), total)
             if progress.step % 20 == 0:
                 mean = torch.stack(sums).mean(0)
                 sums = []
@@ -334,7 +346,7 @@ class Distillation:
             student, teacher = self.measure(self.encoder, self.features["causal"], means, offset, self.stride)
             row |= {"dev_wer": student, "teacher_wer": teacher}
             line += f", WER through the teacher's decoder {100 * student:.1f} % (teacher {100 * teacher:.1f} %)"
-        tqdm.write(line)
+        tqdm.write(line, file=sys.stderr)
         self._write(row)
         self.encoder.train()
 

@@ -64,12 +64,15 @@ class DistilConfig:
     """Mixed precision; it doubles the speed of CPUs with AVX-512 BF16 and of GPUs."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_seconds", "layer_learning_rate", "encoder_learning_rate", "validate_minutes"):
+        positive = ("batch_seconds", "layer_learning_rate", "encoder_learning_rate", "validate_minutes")
+        for name in (*positive, "layer_windows", "dev_utterances"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be positive")
         for name in ("layer_minutes", "encoder_minutes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        if not self.layer_minutes + self.encoder_minutes:
+            raise ValueError("layer_minutes (0) and encoder_minutes (0) leave nothing to do: one must be positive")
         for name in ("whole_share", "chunk_share", "causal_share", "position_share", "copied_share", "final_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, 1]")

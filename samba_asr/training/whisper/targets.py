@@ -90,7 +90,7 @@ class TeacherStates:
         self.bf16 = bf16
         self.features = LogMel(FeatureConfig(normalisation="whisper", n_mels=teacher.encoder.conv1.in_channels))
         folder.mkdir(parents=True, exist_ok=True)
-        weight = teacher.encoder.ln_post.weight.numpy().tobytes()
+        weight = teacher.encoder.ln_post.weight.cpu().numpy().tobytes()
         identity = hashlib.sha256(windows.identity().encode() + weight).hexdigest()
         mark = folder / "identity"
         same = mark.is_file() and mark.read_text() == identity
