@@ -7,6 +7,7 @@ from samba_asr.config import SearchConfig
 from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.rescoring import rescore
+from samba_asr.decoding.stretches import LONGEST_SECONDS, Stretch, cut_at_blanks, stretch_batches
 from samba_asr.model.asr import SambaASR
 
 
@@ -15,10 +16,37 @@ def search_tokens(
 ) -> list[list[int]]:
     """Turn the encoder's states into tokens: encoder_out (batch, states, d_model), encoder_lengths (batch,) int64.
 
-    Returns a list of tokens an utterance, without special ones but, where the search chose it, the unknown.
+    Returns a list of tokens an utterance, without special ones but, where the search chose it, the unknown. Where the
+    decoder takes part, an utterance of more than ``LONGEST_SECONDS`` is cut at pauses and its stretches' tokens joined.
     """
     if config.search == "ctc":
         return ctc_greedy(model.ctc_log_probs(encoder_out), encoder_lengths)
+    longest = round(LONGEST_SECONDS / model.seconds_per_state)
+    if not (encoder_lengths > longest).any():
+        return _decoder_search(model, encoder_out, encoder_lengths, config)
+    tokens: list[list[int]] = [[] for _ in encoder_out]
+    stretches = _cut(model, encoder_out, encoder_lengths, longest)
+    for batch, states, lengths in stretch_batches(encoder_out, stretches):
+        # A piece that begins a word says so itself: joined, the last and the first word stay two.
+        for stretch, found in zip(batch, _decoder_search(model, states, lengths, config), strict=True):
+            tokens[stretch.row] += found
+    return tokens
+
+
+def _cut(model: SambaASR, encoder_out: Tensor, encoder_lengths: Tensor, longest: int) -> list[Stretch]:
+    """Return the stretches of every utterance, in order."""
+    stretches = []
+    for row, length in enumerate(encoder_lengths.tolist()):
+        # One utterance at a time: log-probabilities are many times larger than states.
+        log_probs = model.ctc_log_probs(encoder_out[row, :length]).detach().cpu().numpy()
+        stretches += [Stretch(row, start, end) for start, end in cut_at_blanks(log_probs, length, longest)]
+    return stretches
+
+
+def _decoder_search(
+    model: SambaASR, encoder_out: Tensor, encoder_lengths: Tensor, config: SearchConfig
+) -> list[list[int]]:
+    """As :func:`search_tokens`, by the searches in which the decoder takes part, each utterance as a whole."""
     if config.search == "rescoring":
         log_probs = model.ctc_log_probs(encoder_out).detach().cpu().numpy()
         n_best = [
