@@ -1,0 +1,117 @@
+"""Speed and errors beside other recognisers: the same utterances, one at a time, each recogniser on one core in turn.
+
+python benchmarks/asr.py --manifest OUT/librispeech-dev-clean.jsonl --limit 200 \
+    --peers PEERS.py --peers-python PEERS_VENV/bin/python --engines moonshine-tiny whisper-tiny.en
+
+PEERS.py is any program that is called as `PEERS.py ENGINE MANIFEST.tsv --threads 1`, reads lines of path<tab>text,
+leaves loading out of its times and prints a line with `WER=12.3%` and `RTF_wall=0.0123`. Our models too are loaded and
+warm and their audio is decoded before the clock starts. Rounds alternate between the recognisers; the table has medians.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+import torch
+
+from samba_asr.audio.load import load_audio
+from samba_asr.config import Search
+from samba_asr.evaluation.wer import ScoredUtterance, score
+from samba_asr.training.manifest import Utterance, export_tsv, read_manifest
+from samba_asr.transcriber import Transcriber
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, 1 for what could not be measured, 2 for usage."""
+    parser = build_parser()
+    options = parser.parse_args(argv)
+    if options.engines and not options.peers:
+        parser.error("--engines needs --peers, the program that runs them")
+    core = sorted(os.sched_getaffinity(0))[0] if hasattr(os, "sched_getaffinity") else None
+    torch.set_num_threads(1)
+    try:
+        utterances = read_manifest(options.manifest)[: options.limit]
+        ours = {search: Transcriber.load(options.model, search=search) for search in options.search}
+        waveforms = [load_audio(utterance.audio) for utterance in utterances]
+    except (ValueError, OSError) as error:
+        print(f"asr.py: error: {error}", file=sys.stderr)
+        return 1
+    seconds = sum(len(waveform) for waveform in waveforms) / 16_000
+    found: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        table = Path(folder) / "utterances.tsv"
+        export_tsv(table, utterances)
+        for number in range(options.rounds):
+            print(f"round {number + 1} of {options.rounds}", file=sys.stderr)
+            for search, transcriber in ours.items():
+                found.setdefault(f"{transcriber.name}, {search}", []).append(
+                    run_ours(transcriber, utterances, waveforms, seconds, core)
+                )
+            for engine in options.engines:
+                found.setdefault(engine, []).append(run_peer(options, engine, table, core))
+    print(f"{len(utterances)} utterances, {seconds:.0f} s; one thread, medians of {options.rounds} rounds\n")
+    print("| recogniser | WER % | real-time factor | over the first |\n|---|---|---|---|")
+    medians = {name: statistics.median(factor for _, factor in rounds) for name, rounds in found.items()}
+    first = next(iter(medians.values()))
+    for name, rounds in found.items():
+        print(f"| {name} | {100 * rounds[0][0]:.1f} | {medians[name]:.4f} | {medians[name] / first:.2f} |")
+    return 0
+
+
+def run_ours(
+    transcriber: Transcriber, utterances: Sequence[Utterance], waveforms: Sequence, seconds: float, core: int | None
+) -> tuple[float, float]:
+    """Return the word error rate, as a share, and the real-time factor."""
+    before = os.sched_getaffinity(0) if core is not None else set()
+    try:
+        if core is not None:
+            os.sched_setaffinity(0, {core})
+        transcriber.transcribe(waveforms[0])
+        started = time.perf_counter()
+        texts = [transcriber.transcribe(waveform).text for waveform in waveforms]
+        passed = time.perf_counter() - started
+    finally:
+        if core is not None:
+            os.sched_setaffinity(0, before)
+    scored = [ScoredUtterance(u.audio, u.duration, u.text, text) for u, text in zip(utterances, texts, strict=True)]
+    return score(scored).rate, passed / seconds
+
+
+def run_peer(options: argparse.Namespace, engine: str, table: Path, core: int | None) -> tuple[float, float]:
+    """As :func:`run_ours`. Raises SystemExit with the program's own words where it fails."""
+    command = [options.peers_python, options.peers, engine, str(table), "--threads", "1"]
+    if core is not None:
+        command = ["taskset", "-c", str(core), *command]
+    done = subprocess.run(command, capture_output=True, text=True)
+    numbers = re.search(r"WER=([\d.]+)%.*RTF_wall=([\d.]+)", done.stdout)
+    if done.returncode or not numbers:
+        sys.exit(f"asr.py: error: {' '.join(command)} gave no figures:\n{done.stderr[-2000:]}{done.stdout[-500:]}")
+    return float(numbers[1]) / 100, float(numbers[2])
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="checkpoint folder, or a name in pretrained/ (as transcribe.py)")
+    parser.add_argument("--manifest", type=Path, required=True, metavar="JSONL", help="utterances, made by prepare.py")
+    parser.add_argument("--limit", type=int, default=200, metavar="N", help="only the first N utterances (200)")
+    parser.add_argument(
+        "--search", nargs="+", choices=get_args(Search), default=["ctc", "rescoring"], help="ours (ctc rescoring)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of which the medians are taken (3)")
+    parser.add_argument("--peers", metavar="FILE", help="Python program that runs other recognisers")
+    parser.add_argument("--peers-python", default=sys.executable, metavar="FILE", help="what runs it (this Python)")
+    parser.add_argument("--engines", nargs="+", default=[], metavar="NAME", help="other recognisers, as it names them")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
