@@ -1,0 +1,210 @@
+"""Speed and errors by the recording's length: the same utterances one by one and joined into longer recordings.
+
+python benchmarks/length.py --model runs/mine/checkpoint --manifest OUT/librispeech-dev-clean.jsonl --search rescoring
+
+Utterances that follow each other in the manifest are joined with 0.3 s of silence up to each length, so that every row
+of the table holds the same words. Times are medians over rounds that take the lengths in turn: whatever slows the
+machine slows all rows. Linear cost shows as the same time for a second of audio in every row; words that get lost or
+invented in long recordings show in the word error rates.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+from samba_asr.audio.load import load_audio
+from samba_asr.config import Search
+from samba_asr.evaluation.report import percent
+from samba_asr.evaluation.wer import ScoredUtterance, score
+from samba_asr.training.manifest import read_manifest
+from samba_asr.transcriber import Transcriber
+
+PAUSE = 0.3
+"""Seconds of silence between joined utterances."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Samples, (samples,) float32, and what is said in them."""
+
+    waveform: np.ndarray
+    text: str
+
+
+@dataclass
+class Row:
+    """One length: its recordings and what was measured."""
+
+    name: str
+    recordings: list[Recording]
+    sample_rate: int
+    encoder: list[float] = field(default_factory=list)
+    """Seconds of each round."""
+    whole: list[float] = field(default_factory=list)
+    """Seconds of each round."""
+    texts: dict[str, list[str]] = field(default_factory=dict)
+    """By search."""
+
+    @property
+    def seconds(self) -> float:
+        """Audio, pauses included."""
+        return sum(len(recording.waveform) for recording in self.recordings) / self.sample_rate
+
+    def wer(self, search: str) -> str:
+        """The word error rate of a search's texts, in percent."""
+        pairs = zip(self.recordings, self.texts[search], strict=True)
+        return percent(score([ScoredUtterance("", 0.0, recording.text, text) for recording, text in pairs]).rate)
+
+
+def read_recordings(manifest: Path, seconds: float, sample_rate: int) -> list[Recording]:
+    """Read the manifest's first utterances, so many that they last ``seconds``.
+
+    Raises FileNotFoundError or ValueError for a manifest that is missing, wrong or too small, and for lost audio.
+    """
+    recordings: list[Recording] = []
+    samples = 0
+    for utterance in read_manifest(manifest):
+        if samples >= seconds * sample_rate:
+            break
+        recordings.append(Recording(load_audio(utterance.audio, sample_rate), utterance.text))
+        samples += len(recordings[-1].waveform)
+    if samples < seconds * sample_rate:
+        raise ValueError(
+            f"manifest {manifest} holds {samples / sample_rate:.0f} s of audio, fewer than the {seconds:g} s wanted; "
+            "give a larger one, or lower --total and --seconds"
+        )
+    return recordings
+
+
+def joined(recordings: Sequence[Recording], seconds: float, sample_rate: int) -> list[Recording]:
+    """Join consecutive recordings while they last no more than ``seconds``; a longer one stays as it is."""
+    pause = np.zeros(round(PAUSE * sample_rate), np.float32)
+    groups: list[list[Recording]] = []
+    samples = 0.0
+    for recording in recordings:
+        samples += len(pause) + len(recording.waveform)
+        if not groups or samples > seconds * sample_rate:
+            groups.append([])
+            samples = len(recording.waveform)
+        groups[-1].append(recording)
+    return [
+        Recording(
+            np.concatenate([part for recording in group for part in (pause, recording.waveform)][1:]),
+            " ".join(recording.text for recording in group),
+        )
+        for group in groups
+    ]
+
+
+@torch.inference_mode()
+def encode(transcriber: Transcriber, waveform: np.ndarray) -> None:
+    """Run the encoder over a whole recording and wait for it."""
+    device = next(transcriber.model.parameters()).device
+    samples = torch.from_numpy(waveform)[None].to(device)
+    states, _ = transcriber.model.encode(samples, torch.tensor([len(waveform)], device=device))
+    states[0, -1, 0].item()
+
+
+def timed(run: Callable[[np.ndarray], object], recordings: Sequence[Recording]) -> float:
+    """Return the seconds that all recordings take, one after the other."""
+    start = time.perf_counter()
+    for recording in recordings:
+        run(recording.waveform)
+    return time.perf_counter() - start
+
+
+def measure(transcriber: Transcriber, rows: Sequence[Row], rounds: int) -> None:
+    """Fill the rows: the texts of CTC and of the transcriber's search first, which also warms up, then the times."""
+    own = transcriber.search
+    for row in rows:
+        for search in dict.fromkeys(("ctc", own.search)):
+            transcriber.search = replace(own, search=search)
+            row.texts[search] = [transcriber.transcribe(recording.waveform).text for recording in row.recordings]
+        print(f"{row.name}: {len(row.recordings)} recordings, {row.seconds:.0f} s", file=sys.stderr)
+    for number in range(rounds):
+        for row in rows:
+            row.encoder.append(timed(lambda waveform: encode(transcriber, waveform), row.recordings))
+            row.whole.append(timed(transcriber.transcribe, row.recordings))
+        print(f"round {number + 1} of {rounds} is timed", file=sys.stderr)
+
+
+def table(rows: Sequence[Row], search: str) -> str:
+    """Return the Markdown table."""
+    searches = list(dict.fromkeys(("ctc", search)))
+    names = ["recordings", "number", "mean, s", "encoder, ms/s", f"{search}, ms/s", *(f"WER {s}, %" for s in searches)]
+    lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 1)]
+    for row in rows:
+        times = (1000 * statistics.median(seconds) / row.seconds for seconds in (row.encoder, row.whole))
+        cells = [row.name, len(row.recordings), f"{row.seconds / len(row.recordings):.1f}"]
+        cells += [f"{milliseconds:.2f}" for milliseconds in times]
+        lines.append("| " + " | ".join(map(str, [*cells, *(row.wer(s) for s in searches)])) + " |")
+    return "\n".join(lines)
+
+
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """Return a parser of positive numbers."""
+
+    def number(text: str) -> float:
+        if not kind(text) > 0:
+            raise argparse.ArgumentTypeError(f"{text} must be positive")
+        return kind(text)
+
+    return number
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; exits with status 2 where it is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="checkpoint folder, or a name in pretrained/ (default: as transcribe.py)")
+    parser.add_argument("--manifest", type=Path, required=True, help="what prepare.py writes, of a set not trained on")
+    parser.add_argument(
+        "--seconds",
+        nargs="+",
+        type=positive(float),
+        default=[30.0, 60.0, 300.0],
+        metavar="S",
+        help="lengths (30 60 300)",
+    )
+    parser.add_argument("--total", type=positive(float), default=600.0, metavar="S", help="audio a row, at least (600)")
+    parser.add_argument(
+        "--search", choices=get_args(Search), help="beside ctc, and the one that is timed (the model's)"
+    )
+    parser.add_argument("--rounds", type=positive(int), default=3, metavar="N", help="times are medians over these (3)")
+    parser.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; return the exit status: 0, or 2 for wrong usage."""
+    options = parse_arguments(arguments)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        transcriber = Transcriber.load(options.model, options.device, search=options.search)
+        rate = transcriber.sample_rate
+        utterances = read_recordings(options.manifest, max(options.total, *options.seconds), rate)
+    except (OSError, ValueError) as error:
+        print(f"length.py: error: {error}", file=sys.stderr)
+        return 2
+    rows = [Row("one by one", utterances, rate)]
+    rows += [Row(f"up to {seconds:g} s", joined(utterances, seconds, rate), rate) for seconds in options.seconds]
+    measure(transcriber, rows, options.rounds)
+    print(table(rows, transcriber.search.search))
+    print(
+        f"\n{transcriber.name} on {options.device}, {torch.get_num_threads()} threads, median of {options.rounds} "
+        "rounds; ms/s: milliseconds of work for a second of audio, reading files left out."
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
