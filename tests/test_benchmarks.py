@@ -1,0 +1,121 @@
+"""The benchmarks that run a checkpoint: what they measure on, what they print, what they refuse."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from samba_asr.audio.load import load_audio
+from samba_asr.training.manifest import Utterance, write_manifest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def length():
+    return loaded("length")
+
+
+@pytest.fixture(scope="module")
+def robustness():
+    return loaded("robustness")
+
+
+@pytest.fixture(scope="module")
+def manifest(clips, tmp_path_factory):
+    path = tmp_path_factory.mktemp("manifest") / "clips.jsonl"
+    made = [Utterance(str(audio), len(load_audio(audio)) / 16_000, text, "", "clips") for audio, text in clips[:3]]
+    write_manifest(path, made)
+    return path
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_joined_recordings_hold_every_word_and_pause(length):
+    recordings = [length.Recording(np.full(n, n, np.float32), f"word{n}") for n in (40, 30, 20, 150, 10, 50)]
+    found = length.joined(recordings, 10.0, 10)  # ten samples a second: a pause is three
+    assert [r.text for r in found] == ["word40 word30 word20", "word150", "word10 word50"]
+    pause = np.zeros(3)
+    expected = np.concatenate([np.full(40, 40), pause, np.full(30, 30), pause, np.full(20, 20)])
+    assert np.array_equal(found[0].waveform, expected)
+    assert [len(r.waveform) for r in length.joined(recordings, 9.6, 10)] == [96, 150, 63]
+    assert [len(r.waveform) for r in length.joined(recordings, 9.5, 10)] == [73, 20, 150, 63]
+
+
+def test_length_prints_a_row_a_length(length, tiny_checkpoint, manifest, capsys):
+    options = ["--model", str(tiny_checkpoint), "--manifest", str(manifest), "--seconds", "1", "10", "--total", "12"]
+    assert length.main([*options, "--rounds", "1", "--search", "rescoring"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [cells(line) for line in lines[2:5]]
+    assert [row[0] for row in rows] == ["one by one", "up to 1 s", "up to 10 s"]
+    assert rows[0][1:3] == rows[1][1:3] and int(rows[2][1]) < int(rows[0][1])  # no clip is shorter than a second
+    assert rows[0][5:] == rows[1][5:]
+    assert all(float(row[3]) > 0 and float(row[4]) > 0 for row in rows)
+
+
+def test_length_says_what_is_missing(length, tiny_checkpoint, manifest, capsys):
+    model = ["--model", str(tiny_checkpoint)]
+    assert length.main([*model, "--manifest", str(manifest), "--seconds", "900"]) == 2
+    assert "fewer than the 900 s wanted" in capsys.readouterr().err
+    assert length.main([*model, "--manifest", "missing.jsonl"]) == 2
+    assert "missing.jsonl does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        length.main([*model, "--manifest", str(manifest), "--seconds", "0"])
+    assert stopped.value.code == 2
+
+
+def test_texts_are_judged(robustness):
+    counts = robustness.Counts()
+    counts.add("a", "one two", "one two three four")
+    assert counts == robustness.Counts(utterances=1)
+    counts.add("b", "one two", "one two three four five")
+    counts.add("c", "one two three", "one two two two two")
+    counts.add("d", "", "word")
+    assert (counts.utterances, counts.too_long, counts.repeating, len(counts.examples)) == (4, 2, 1, 3)
+
+
+def test_the_sounds_are_what_they_are_called(robustness):
+    sounds = robustness.sounds(4.0, 16_000)
+    powers = {name: np.abs(np.fft.rfft(waveform)) ** 2 for name, waveform in sounds.items()}  # bins of 1/4 Hz
+    for name, waveform in sounds.items():
+        assert waveform.shape == (64_000,) and waveform.dtype == np.float32 and np.abs(waveform).max() < 1
+        assert waveform.any() == (name != "silence")
+    assert powers["440 Hz tone"].argmax() == 4 * 440
+    white, pink = (
+        [powers[n][4 * f : 8 * f].mean() for f in (250, 500, 1000, 2000)] for n in ("white noise", "pink noise")
+    )
+    assert np.allclose(np.diff(np.log2(white)), 0, atol=0.2)
+    assert np.allclose(np.diff(np.log2(pink)), -1, atol=0.2)
+    first = np.abs(np.fft.rfft(sounds["chords"][:32_000]))  # bins of 1/2 Hz: C, E and G
+    assert {round(440 * 2 ** ((note - 69) / 12) * 2) for note in (60, 64, 67)} == set(first.argsort()[-3:].tolist())
+
+
+def test_robustness_prints_both_tables(robustness, tiny_checkpoint, manifest, tmp_path, capsys):
+    options = ["--model", str(tiny_checkpoint), "--manifests", str(manifest), "--seconds", "1", "--limit", "2"]
+    assert robustness.main(options) == 0
+    out = capsys.readouterr().out
+    assert cells(out.splitlines()[4])[:3] == [str(manifest), "2", "0"]
+    assert out.splitlines()[-6] == "| silence | 0 |  |"
+    broken = tmp_path / "broken.jsonl"
+    write_manifest(broken, [Utterance("nowhere.wav", 1.0, "a", "", "")])
+    assert robustness.main([*options[:2], "--manifests", str(broken), "--seconds", "1"]) == 1
+    assert robustness.main([*options[:2], "--manifests", "missing.jsonl"]) == 2
+    assert "missing.jsonl does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["length", "robustness"])
+def test_help_teaches(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        loaded(name).main(["--help"])
+    assert stopped.value.code == 0
+    assert f"python benchmarks/{name}.py --model" in capsys.readouterr().out
