@@ -5,7 +5,7 @@ python benchmarks/asr.py --manifest OUT/librispeech-dev-clean.jsonl --limit 200 
 
 PEERS.py is any program that is called as `PEERS.py ENGINE MANIFEST.tsv --threads 1`, reads lines of path<tab>text,
 leaves loading out of its times and prints a line with `WER=12.3%` and `RTF_wall=0.0123`. Our models too are loaded and
-warm and their audio is decoded before the clock starts. Rounds alternate between the recognisers; the table has medians.
+warm and their audio is decoded before the clock starts. Rounds alternate between recognisers; the table has medians.
 """
 
 import argparse
