@@ -267,6 +267,8 @@ def test_a_resumed_run_is_an_uninterrupted_one(interrupt_at, resumed, data, whol
     assert ours["progress"] == theirs["progress"]
     for name, value in theirs["encoder"].items():
         assert torch.equal(ours["encoder"][name], value), name
+    places = [[(row["stage"], row["step"], row["error"] == "") for row in rows(folder)] for folder in (out, whole.out)]
+    assert places[0] == places[1]
     assert rows(out)[-1] == rows(whole.out)[-1]
 
 

@@ -159,6 +159,7 @@ class Distillation:
         path = self.out / STATE_FILE
         if not path.is_file():
             log.info("%s has no checkpoint: starting anew", self.out)
+            self._forget_lost_steps()
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         try:
@@ -167,6 +168,7 @@ class Distillation:
             raise ValueError(f"{path} is of another student than the settings': {error}") from error
         self.progress = Progress(**state["progress"])
         self._optimiser_state = state["optimiser"]
+        self._forget_lost_steps()
         log.info("resuming stage %s at step %d", self.progress.stage, self.progress.step)
 
     def enter_encoder_stage(self) -> None:
@@ -236,8 +238,9 @@ class Distillation:
                 self._validate(stage)
                 self.save(optimiser)
         bar.close()
-        self._validate(stage)
-        self.save(optimiser)
+        if validated < progress.minutes:
+            self._validate(stage)
+            self.save(optimiser)
 
     def _trained(self, stage: str) -> list[nn.Parameter]:
         if stage == "encoder":
@@ -349,6 +352,20 @@ class Distillation:
         tqdm.write(line, file=sys.stderr)
         self._write(row)
         self.encoder.train()
+
+    def _forget_lost_steps(self) -> None:
+        """Take the rows of steps after the checkpoint out of metrics.csv."""
+        path = self.out / METRICS_FILE
+        if not path.exists():
+            return
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        stage, step = self.progress.stage, self.progress.step
+        kept = [r for r in rows if (r["stage"] == "layers" != stage) or (r["stage"] == stage and int(r["step"]) <= step)]
+        with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(kept)
 
     def _write(self, values: dict[str, Any]) -> None:
         path = self.out / METRICS_FILE

@@ -57,7 +57,8 @@ class DistilConfig:
     dev_utterances: int = 60
     """Utterances of each validation through the teacher's decoder."""
     init_from: str | None = None
-    """encoder.safetensors to start from, of either subsampling; stage (a) is left out if layer_minutes is 0."""
+    """encoder.safetensors to start from: of the same subsampling, or whisper for whisper4x; stage (a) is left out if
+    layer_minutes is 0."""
     seed: int = 0
     """Of weights, windows and draws."""
     bf16: bool = True

@@ -90,8 +90,7 @@ class TeacherStates:
         self.bf16 = bf16
         self.features = LogMel(FeatureConfig(normalisation="whisper", n_mels=teacher.encoder.conv1.in_channels))
         folder.mkdir(parents=True, exist_ok=True)
-        weight = teacher.encoder.ln_post.weight.cpu().numpy().tobytes()
-        identity = hashlib.sha256(windows.identity().encode() + weight).hexdigest()
+        identity = _identity(teacher, windows, bf16)
         mark = folder / "identity"
         same = mark.is_file() and mark.read_text() == identity
         shape = (len(windows), WINDOW_STATES, teacher.d_model)
@@ -133,6 +132,14 @@ class TeacherStates:
         kernel = 51
         padded = torch.nn.functional.pad(mean.T[None], (kernel // 2, kernel // 2), mode="replicate")
         return torch.nn.functional.avg_pool1d(padded, kernel, 1)[0].T.contiguous()
+
+
+def _identity(teacher: Teacher, windows: Windows, bf16: bool) -> str:
+    """Return a hash of all that states hang on."""
+    digest = hashlib.sha256(f"{windows.identity()} {bf16}".encode())
+    for name, value in teacher.encoder.state_dict().items():
+        digest.update(name.encode() + value.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def stretch_batches(
