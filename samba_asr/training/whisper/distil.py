@@ -361,7 +361,9 @@ class Distillation:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         stage, step = self.progress.stage, self.progress.step
-        kept = [r for r in rows if (r["stage"] == "layers" != stage) or (r["stage"] == stage and int(r["step"]) <= step)]
+        kept = [
+            r for r in rows if (r["stage"] == "layers" != stage) or (r["stage"] == stage and int(r["step"]) <= step)
+        ]
         with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
