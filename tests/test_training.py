@@ -266,18 +266,23 @@ def test_new_blocks_pass_states_on_at_first_and_learn_while_the_others_are_froze
     assert all(after[f"blocks.{i}.mixer.{d}.out_proj.weight"].any() for i in (1, 2) for d in ("forwards", "backwards"))
 
 
-def test_new_blocks_learn_at_the_full_rate(corpus):
-    config = tuned(corpus, new_blocks=1, learning_rate_share=0.1)
+def test_new_blocks_learn_at_the_full_rate_and_a_thawed_encoder_warms_up(corpus, monkeypatch):
+    config = tuned(corpus, new_blocks=1, learning_rate_share=0.1, frozen_steps=20)
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, encoder=dataclasses.replace(config.model.encoder, n_layers=2))
     )
     module = TrainingModule(config, SambaASR(config.model), Tokenizer.load(config.data.tokenizer), [])
-    shares = {id(p): group["share"] for group in module.configure_optimizers().param_groups for p in group["params"]}
-    named = {name: shares.pop(id(p)) for name, p in module.model.named_parameters()}
-    assert not shares
-    slow = {name for name, share in named.items() if share == 0.1}
-    assert slow == {n for n in named if n.startswith("encoder.") and not n.startswith("encoder.blocks.1.")}
-    assert {share for name, share in named.items() if name not in slow} == {1.0}
+    optimizer = module.configure_optimizers()
+    carried = {n for n, _ in module.model.named_parameters() if n.startswith("encoder.") and "blocks.1." not in n}
+    # 5 steps of warm-up, after the thaw in step 20 too
+    for step, share in ((19, 0.0), (20, 0.02), (22, 0.06), (24, 0.1), (30, 0.1)):
+        monkeypatch.setattr(TrainingModule, "global_step", step)
+        full = module._set_learning_rate(optimizer)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in module.model.named_parameters():
+            expected = full * share if name in carried else full
+            assert rates.pop(id(parameter)) == pytest.approx(expected), (step, name)
+        assert not rates
 
 
 def test_chunks_are_drawn_from_their_range(corpus):

@@ -107,12 +107,9 @@ class TrainingModule(lightning.LightningModule):
         settings = self.config.optimiser
         carried = set(self.carried_parameters())
         groups = [
-            {**group, "params": params, "share": share}
+            {**group, "params": [p for p in group["params"] if (p in carried) == is_carried], "carried": is_carried}
             for group in parameter_groups(self.model, settings.weight_decay)
-            for share, params in (
-                (self.config.encoder.learning_rate_share, [p for p in group["params"] if p in carried]),
-                (1.0, [p for p in group["params"] if p not in carried]),
-            )
+            for is_carried in (True, False)
         ]
         return torch.optim.AdamW(
             groups,
@@ -198,8 +195,15 @@ class TrainingModule(lightning.LightningModule):
             self.global_step, progress, warmup_steps=settings.warmup_steps, final_share=settings.final_share
         )
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * group["share"]
+            group["lr"] = learning_rate * (self._carried_share() if group["carried"] else 1.0)
         return learning_rate
+
+    def _carried_share(self) -> float:
+        """Return the encoder's share of the learning rate; it warms up after the encoder was frozen, since AdamW's
+        first steps are its largest."""
+        share, frozen = self.config.encoder.learning_rate_share, self.config.encoder.frozen_steps
+        warmup = self.config.optimiser.warmup_steps
+        return share * min(1.0, max(0, self.global_step - frozen + 1) / warmup) if frozen and warmup else share
 
     def _skip(self, losses: Losses) -> None:
         self.progress.skipped += 1
