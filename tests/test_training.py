@@ -285,6 +285,22 @@ def test_new_blocks_learn_at_the_full_rate_and_a_thawed_encoder_warms_up(corpus,
         assert not rates
 
 
+def test_the_decoder_may_begin_later(corpus, tmp_path):
+    (tmp_path / "text.txt").write_text("not one of them said this")
+    text = TextConfig(files=[str(tmp_path / "text.txt")])
+    config = settings(corpus, max_steps=4, average_last=1, checkpoint_every=2, decoder_from_step=1_000, text=text)
+    train(config, tmp_path / "run")
+    after = last_state(tmp_path / "run")["state_dict"]
+    torch.manual_seed(config.seed)
+    before = SambaASR(dataclasses.replace(config.model, vocab_size=48)).state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(after[f"model.{name}"], value)}
+    assert any(name.startswith("encoder.") for name in moved) and "ctc_head.weight" in moved
+    assert not any(name.startswith("decoder.") for name in moved)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert [row["decoder"] for row in rows if "decoder" in row] == [0.0]
+    assert rows[-1]["dev_decoder"] > 1
+
+
 def test_chunks_are_drawn_from_their_range(corpus):
     config = tuned(corpus, chunk_share=0.5, chunk_states=(3, 5))
     model = SambaASR(config.model)

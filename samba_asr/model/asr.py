@@ -99,7 +99,7 @@ class SambaASR(nn.Module):
         ctc_weight: float = 0.3,
         label_smoothing: float = 0.1,
     ) -> Losses:
-        """As :meth:`loss`, from :meth:`encode`'s states."""
+        """As :meth:`loss`, from :meth:`encode`'s states. With ctc_weight 1 the decoder does not run; its loss is 0."""
         ctc = F.ctc_loss(
             self.ctc_log_probs(encoder_out).transpose(0, 1),
             tokens,
@@ -109,6 +109,8 @@ class SambaASR(nn.Module):
             reduction="sum",
             zero_infinity=True,
         ) / token_lengths.sum().clamp_min(1)
+        if ctc_weight == 1:
+            return Losses(ctc, ctc, torch.zeros_like(ctc))
         decoder = self.decoder_loss(encoder_out, encoder_lengths, tokens, token_lengths, label_smoothing)
         return Losses(ctc_weight * ctc + (1 - ctc_weight) * decoder, ctc, decoder)
 

@@ -219,6 +219,8 @@ class TrainingConfig:
     """Share of the CTC loss; the rest is the decoder's cross-entropy."""
     label_smoothing: float = 0.1
     """Of the decoder's cross-entropy."""
+    decoder_from_step: int = 0
+    """Steps at the beginning in which CTC alone learns, which takes a fraction of the time."""
     max_steps: int = 20_000
     """Optimiser steps; the learning rate's cosine ends here."""
     max_minutes: float | None = None
@@ -251,6 +253,7 @@ class TrainingConfig:
         _require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
         _require(0 <= self.ctc_weight <= 1, f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
         _require(0 <= self.label_smoothing < 1, f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")
+        _require(self.decoder_from_step >= 0, f"decoder_from_step ({self.decoder_from_step}) must not be negative")
         _require(self.seed >= 0, f"seed ({self.seed}) must not be negative")
         _require(self.num_threads >= 0, f"num_threads ({self.num_threads}) must be 0 (automatic) or positive")
 

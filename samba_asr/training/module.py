@@ -149,11 +149,15 @@ class TrainingModule(lightning.LightningModule):
         for parameter in self.carried_parameters():
             parameter.requires_grad_(self.global_step >= encoder.frozen_steps)
         states, lengths = self.model.encode_features(features, lengths, chunk)
-        return self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **self._loss_settings)
+        settings = self._loss_settings if self._decoder_learns() else {**self._loss_settings, "ctc_weight": 1.0}
+        return self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **settings)
+
+    def _decoder_learns(self) -> bool:
+        return bool(self.global_step >= self.config.decoder_from_step)
 
     def text_loss(self) -> Tensor | None:
         """Return the decoder's loss on this step's text, None without any."""
-        if self.text is None:
+        if self.text is None or not self._decoder_learns():
             return None
         tokens, lengths = (tensor.to(self.device) for tensor in self.text.batch(self.progress.position))
         return self.model.text_loss(tokens, lengths, self.config.label_smoothing)
