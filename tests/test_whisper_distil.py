@@ -31,6 +31,7 @@ from samba_asr.training.whisper.distil import Distillation, distil
 from samba_asr.training.whisper.measure import TeacherWer
 from samba_asr.training.whisper.network import build_teacher
 from samba_asr.training.whisper.settings import DistilConfig
+from samba_asr.training.whisper.student import STRIDES
 from samba_asr.training.whisper.targets import TeacherStates, Windows, collect
 from samba_asr.training.whisper.transcribe import transcribe_states
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
@@ -224,7 +225,7 @@ def test_what_the_student_is_given(subsampling, data, monkeypatch, tmp_path):
     distil(config, tmp_path / "run")
     given = [call[1:] for call in calls if call[0]]
     assert len(given) == 32
-    positions = teacher_weights()["encoder.positional_embedding"][:: module.STRIDES[subsampling]]
+    positions = teacher_weights()["encoder.positional_embedding"][:: STRIDES[subsampling]]
     for step, (features, lengths, _, offset) in enumerate(given):
         assert len(features) * features.shape[1] <= 3000 and int(lengths.max()) == features.shape[1]
         if step < 8:

@@ -52,11 +52,15 @@ class SambaASR(nn.Module):
         return self.encode_features(*self.features(waveforms, waveform_lengths))
 
     def encode_features(
-        self, features: Tensor, feature_lengths: Tensor, chunk: int | None = None
+        self,
+        features: Tensor,
+        feature_lengths: Tensor,
+        chunk: int | None = None,
+        outputs: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """As :meth:`encode`, from features (batch, frames, n_mels) and feature_lengths (batch,) int64 frames; chunk: as
-        in :meth:`Encoder.forward`."""
-        encoder_out, encoder_lengths = self.encoder(features, feature_lengths, chunk)
+        """As :meth:`encode`, from features (batch, frames, n_mels) and feature_lengths (batch,) int64 frames; chunk,
+        outputs: as in :meth:`Encoder.forward`."""
+        encoder_out, encoder_lengths = self.encoder(features, feature_lengths, chunk, outputs=outputs)
         return encoder_out, encoder_lengths
 
     def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:

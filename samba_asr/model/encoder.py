@@ -52,18 +52,26 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.d_model)
 
     def forward(
-        self, features: Tensor, feature_lengths: Tensor, chunk: int | None = None, offset: Tensor | None = None
+        self,
+        features: Tensor,
+        feature_lengths: Tensor,
+        chunk: int | None = None,
+        offset: Tensor | None = None,
+        outputs: list[Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """features: (batch, frames, n_mels); feature_lengths: (batch,) int64 frames. Returns encoder_out (batch,
         states, d_model), 0 on padding, and encoder_lengths (batch,) int64.
 
         chunk: states; no state hears more of the future than its own chunk (but for the stem's few frames), as in
         streaming; None: every state hears all. offset: (states, d_model), added to what the stem gives: for a student
-        that still leans on its teacher's positions.
+        that still leans on its teacher's positions. outputs: takes each block's output, (batch, states, d_model),
+        padding not masked.
         """
         x, lengths = self.subsampling(features, feature_lengths)
         if offset is not None:
             x = x + offset[: x.shape[1]]
         for block in self.blocks:
             x, _ = block(x, lengths, chunk)
+            if outputs is not None:
+                outputs.append(x)
         return mask_padding(self.norm(x), lengths), lengths

@@ -161,6 +161,11 @@ class EncoderTuningConfig:
     """The learning rate of the encoder, new blocks aside, as a share of the others'."""
     frozen_steps: int = 0
     """Steps at the beginning in which the encoder, new blocks aside, does not learn."""
+    teacher_run: str | None = None
+    """Folder of the distil.py run that weights came from: what its teacher said of an utterance stays a target of the
+    last block before the new ones; None: no such regulariser."""
+    teacher_weight: float = 0.3
+    """The error to the teacher's states times this is added to the loss."""
     chunk_share: float = 0.0
     """Share of the batches whose backward scans are limited to chunks, so that the encoder can stream."""
     chunk_states: tuple[int, int] = (16, 100)
@@ -172,6 +177,7 @@ class EncoderTuningConfig:
             f"encoder.learning_rate_share ({self.learning_rate_share}) must be in [0, 1]",
         )
         _require(self.new_blocks >= 0, f"encoder.new_blocks ({self.new_blocks}) must not be negative")
+        _require(self.teacher_weight > 0, f"encoder.teacher_weight ({self.teacher_weight}) must be positive")
         _require(self.frozen_steps >= 0, f"encoder.frozen_steps ({self.frozen_steps}) must not be negative")
         _require(0 <= self.chunk_share <= 1, f"encoder.chunk_share ({self.chunk_share}) must be in [0, 1]")
         low, high = self.chunk_states

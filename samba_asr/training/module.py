@@ -23,6 +23,7 @@ from samba_asr.training.manifest import Utterance
 from samba_asr.training.resume import tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share, run_progress
 from samba_asr.training.text import TextBatches
+from samba_asr.training.whisper.matching import StateMatching
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class TrainingModule(lightning.LightningModule):
         tokenizer: Tokenizer,
         dev_utterances: Sequence[Utterance],
         text: TextBatches | None = None,
+        matching: StateMatching | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -90,6 +92,7 @@ class TrainingModule(lightning.LightningModule):
         self.tokenizer = tokenizer
         self.dev_utterances = dev_utterances
         self.text = text
+        self.matching = matching
         self.progress = Progress()
         self.dev_scores: DevScores | None = None
         masks = config.spec_augment
@@ -148,9 +151,14 @@ class TrainingModule(lightning.LightningModule):
             chunk = int(torch.randint(low, high + 1, ()))
         for parameter in self.carried_parameters():
             parameter.requires_grad_(self.global_step >= encoder.frozen_steps)
-        states, lengths = self.model.encode_features(features, lengths, chunk)
+        outputs: list[Tensor] = []
+        states, lengths = self.model.encode_features(features, lengths, chunk, outputs)
         settings = self._loss_settings if self._decoder_learns() else {**self._loss_settings, "ctc_weight": 1.0}
-        return self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **settings)
+        losses = self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **settings)
+        if self.matching is None or self.global_step < encoder.frozen_steps:
+            return losses
+        error = self.matching(outputs[-1 - encoder.new_blocks], lengths, batch.places.tolist())
+        return losses if error is None else losses._replace(total=losses.total + encoder.teacher_weight * error)
 
     def _decoder_learns(self) -> bool:
         return bool(self.global_step >= self.config.decoder_from_step)

@@ -47,6 +47,7 @@ from samba_asr.training.data import (
 from samba_asr.training.module import DevScores, TrainingModule
 from samba_asr.training.resume import check_same_run, differences, read_checkpoint
 from samba_asr.training.text import TextBatches, read_sentences
+from samba_asr.training.whisper.matching import StateMatching
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +90,8 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
         _load_encoder(model, config.encoder.weights, config.encoder.new_blocks)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
-    module = TrainingModule(config, model, tokenizer, dev_set.utterances, _text(config, tokenizer))
+    matching = _matching(config, train_set)
+    module = TrainingModule(config, model, tokenizer, dev_set.utterances, _text(config, tokenizer), matching)
     start = 0 if last is None else _load_weights(module, last)
     environment = describe_environment(command, trainer.strategy.root_device)
     _write_records(out, config, environment)
@@ -171,6 +173,19 @@ def spread(selection: Selection, count: int) -> Selection:
         return selection
     kept = [i * total // count for i in range(count)]
     return Selection([selection.utterances[i] for i in kept], [selection.tokens[i] for i in kept], selection.left_out)
+
+
+def _matching(config: TrainingConfig, train_set: Selection) -> StateMatching | None:
+    if config.encoder.teacher_run is None:
+        return None
+    matching = StateMatching(config.encoder.teacher_run, [utterance.audio for utterance in train_set.utterances])
+    if matching.means.shape[1] != config.model.d_model:
+        raise ValueError(
+            f"encoder.teacher_run: the teacher's d_model ({matching.means.shape[1]}) must be the model's "
+            f"({config.model.d_model})"
+        )
+    log.info("teacher: knows %d utterances", sum(place is not None for place in matching.places))
+    return matching
 
 
 def _text(config: TrainingConfig, tokenizer: Tokenizer) -> TextBatches | None:

@@ -34,15 +34,20 @@ from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.measure import TeacherWer
 from samba_asr.training.whisper.network import LayerTap, build_teacher
 from samba_asr.training.whisper.settings import DistilConfig
-from samba_asr.training.whisper.student import copy_teacher, relative_error, student_config
-from samba_asr.training.whisper.targets import StretchBatch, TeacherStates, Windows, collect, stretch_batches
+from samba_asr.training.whisper.student import STRIDES, copy_teacher, relative_error, student_config
+from samba_asr.training.whisper.targets import (
+    TRAIN_FOLDER,
+    StretchBatch,
+    TeacherStates,
+    Windows,
+    collect,
+    stretch_batches,
+)
 from samba_asr.training.whisper.weights import read_whisper_weights
 from samba_asr.training.whisper.windows import STATE_SAMPLES
 
 log = logging.getLogger(__name__)
 
-STRIDES = {"whisper": 1, "whisper4x": 2}
-"""Teacher's states for one of the student's."""
 GRADIENT_CLIP = 1.0
 STATE_FILE, ENCODER_FILE, METRICS_FILE = "state.pt", "encoder.safetensors", "metrics.csv"
 COLUMNS = (
@@ -125,7 +130,7 @@ class Distillation:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         teacher = build_teacher(read_whisper_weights(config.teacher)).to(self.device)
         self.train_states = TeacherStates(
-            teacher, Windows(read_manifests(config.train), config.seed), out / "teacher" / "train", config.bf16
+            teacher, Windows(read_manifests(config.train), config.seed), out / TRAIN_FOLDER, config.bf16
         )
         dev = read_manifests(config.dev)
         self.dev_states = TeacherStates(teacher, Windows(dev, 0), out / "teacher" / "dev", config.bf16)

@@ -7,6 +7,9 @@ from samba_asr.config import EncoderConfig, FeatureConfig, MixerConfig, ModelCon
 from samba_asr.model.encoder import Encoder, EncoderBlock
 from samba_asr.training.whisper.network import Block, Teacher
 
+STRIDES = {"whisper": 1, "whisper4x": 2}
+"""Teacher's states for one of the student's, by the student's subsampling."""
+
 
 def student_config(teacher: Teacher, mixer: MixerConfig, subsampling: Subsampling) -> ModelConfig:
     """Return a config whose encoder has the teacher's sizes and whose log-mel is causal."""

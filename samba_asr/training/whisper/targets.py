@@ -27,6 +27,9 @@ from samba_asr.training.whisper.windows import (
 )
 
 _INT16_MAX = 32767
+STATES_FILE, DONE_FILE, MEANS_FILE = "states.f16", "done.u8", "means.npy"
+TRAIN_FOLDER = Path("teacher", "train")
+"""In a run's folder."""
 
 
 class StretchBatch(NamedTuple):
@@ -95,9 +98,10 @@ class TeacherStates:
         same = mark.is_file() and mark.read_text() == identity
         shape = (len(windows), WINDOW_STATES, teacher.d_model)
         mode: Literal["r+", "w+"] = "r+" if same else "w+"
-        self._states = np.memmap(folder / "states.f16", np.float16, mode, shape=shape)
-        self._done = np.memmap(folder / "done.u8", np.uint8, mode, shape=shape[:1])
+        self._states = np.memmap(folder / STATES_FILE, np.float16, mode, shape=shape)
+        self._done = np.memmap(folder / DONE_FILE, np.uint8, mode, shape=shape[:1])
         mark.write_text(identity)
+        self.folder = folder
 
     def hear(self, chosen: Sequence[int]) -> tuple[Tensor, list[LayerTap]]:
         """Run the teacher on windows, and keep its states: (batch, 1500, d_model) float32, and its layers' taps."""
@@ -120,7 +124,7 @@ class TeacherStates:
 
     def position_means(self, count: int) -> Tensor:
         """Return the mean state at each place of a window, (1500, d_model), over up to ``count`` windows, smoothed
-        over a second.
+        over a second; they are kept beside the states.
 
         Whisper writes into its states where in the window they stand; a student that must not know is spared it.
         """
@@ -131,7 +135,9 @@ class TeacherStates:
         mean = mean / len(some)
         kernel = 51
         padded = torch.nn.functional.pad(mean.T[None], (kernel // 2, kernel // 2), mode="replicate")
-        return torch.nn.functional.avg_pool1d(padded, kernel, 1)[0].T.contiguous()
+        means = torch.nn.functional.avg_pool1d(padded, kernel, 1)[0].T.contiguous()
+        np.save(self.folder / MEANS_FILE, means.numpy())
+        return means
 
 
 def _identity(teacher: Teacher, windows: Windows, bf16: bool) -> str:
