@@ -4,13 +4,15 @@ python benchmarks/asr.py --manifest OUT/librispeech-dev-clean.jsonl --limit 200 
     --peers PEERS.py --peers-python PEERS_VENV/bin/python --engines moonshine-tiny whisper-tiny.en
 
 PEERS.py is any program that is called as `PEERS.py ENGINE MANIFEST.tsv --threads 1`, reads lines of path<tab>text,
-leaves loading out of its times and prints a line with `WER=12.3%` and `RTF_wall=0.0123`. Our models too are loaded and
-warm and their audio is decoded before the clock starts. Rounds alternate between recognisers; the table has medians.
+leaves loading and decoding audio out of its times and prints a line with `WER=12.3%` and `RTF_wall=0.0123`. Our models
+too are loaded and warm and their audio is decoded before the clock starts. Rounds alternate between recognisers; the
+table has medians.
 """
 
 import argparse
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,7 +32,7 @@ from samba_asr.transcriber import Transcriber
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 1 for what could not be measured, 2 for usage."""
+    """Run the command line; return the exit status: 0, 1 for a peer that failed, 2 for usage."""
     parser = build_parser()
     options = parser.parse_args(argv)
     if options.engines and not options.peers:
@@ -39,11 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     try:
         utterances = read_manifest(options.manifest)[: options.limit]
+        if not utterances:
+            raise ValueError(f"manifest {options.manifest} holds no utterance")
         ours = {search: Transcriber.load(options.model, search=search) for search in options.search}
         waveforms = [load_audio(utterance.audio) for utterance in utterances]
     except (ValueError, OSError) as error:
         print(f"asr.py: error: {error}", file=sys.stderr)
-        return 1
+        return 2
     seconds = sum(len(waveform) for waveform in waveforms) / 16_000
     found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -88,13 +92,24 @@ def run_ours(
 def run_peer(options: argparse.Namespace, engine: str, table: Path, core: int | None) -> tuple[float, float]:
     """As :func:`run_ours`. Raises SystemExit with the program's own words where it fails."""
     command = [options.peers_python, options.peers, engine, str(table), "--threads", "1"]
-    if core is not None:
+    if core is not None and shutil.which("taskset"):
         command = ["taskset", "-c", str(core), *command]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        sys.exit(f"asr.py: error: {options.peers_python} cannot be run ({error}); --peers-python names a Python")
     numbers = re.search(r"WER=([\d.]+)%.*RTF_wall=([\d.]+)", done.stdout)
     if done.returncode or not numbers:
         sys.exit(f"asr.py: error: {' '.join(command)} gave no figures:\n{done.stderr[-2000:]}{done.stdout[-500:]}")
     return float(numbers[1]) / 100, float(numbers[2])
+
+
+def positive(text: str) -> int:
+    """Read a positive number. Raises ValueError for another."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be positive")
+    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -102,11 +117,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint folder, or a name in pretrained/ (as transcribe.py)")
     parser.add_argument("--manifest", type=Path, required=True, metavar="JSONL", help="utterances, made by prepare.py")
-    parser.add_argument("--limit", type=int, default=200, metavar="N", help="only the first N utterances (200)")
+    parser.add_argument("--limit", type=positive, default=200, metavar="N", help="only the first N utterances (200)")
     parser.add_argument(
         "--search", nargs="+", choices=get_args(Search), default=["ctc", "rescoring"], help="ours (ctc rescoring)"
     )
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="of which the medians are taken (3)")
+    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of which the medians are taken (3)")
     parser.add_argument("--peers", metavar="FILE", help="Python program that runs other recognisers")
     parser.add_argument("--peers-python", default=sys.executable, metavar="FILE", help="what runs it (this Python)")
     parser.add_argument("--engines", nargs="+", default=[], metavar="NAME", help="other recognisers, as it names them")

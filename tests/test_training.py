@@ -147,8 +147,8 @@ def test_metrics_say_what_happened(whole_run):
     share = learning_rate_share(11, 11 / 12, warmup_steps=5, final_share=0.02)
     assert train_rows[1]["lr"] == pytest.approx(3e-3 * share, rel=1e-5) and train_rows[1]["loss"] != row["loss"]
     groups = last_state(out)["optimizer_states"][0]["param_groups"]
-    assert [group["lr"] for group in groups] == [3e-3 * share] * 4
-    assert [group["weight_decay"] for group in groups] == [0.01, 0.0] * 2
+    assert [group["lr"] for group in groups] == [3e-3 * share] * 6
+    assert [group["weight_decay"] for group in groups] == [0.01] * 3 + [0.0] * 3
     assert all(0 <= row["dev_wer"] < 5 for row in dev_rows)
 
 
@@ -267,10 +267,10 @@ def test_new_blocks_pass_states_on_at_first_and_learn_while_the_others_are_froze
 
 
 def test_new_blocks_learn_at_the_full_rate_and_a_thawed_encoder_warms_up(corpus, monkeypatch):
-    config = tuned(corpus, new_blocks=1, learning_rate_share=0.1, frozen_steps=20)
-    config = dataclasses.replace(
-        config, model=dataclasses.replace(config.model, encoder=dataclasses.replace(config.model.encoder, n_layers=2))
-    )
+    model = tuned(corpus).model
+    model = dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, n_layers=2))
+    tuning = EncoderTuningConfig(new_blocks=1, learning_rate_share=0.1, frozen_steps=20)
+    config = dataclasses.replace(tuned(corpus), model=model, encoder=tuning)
     module = TrainingModule(config, SambaASR(config.model), Tokenizer.load(config.data.tokenizer), [])
     optimizer = module.configure_optimizers()
     carried = {n for n, _ in module.model.named_parameters() if n.startswith("encoder.") and "blocks.1." not in n}
@@ -283,6 +283,41 @@ def test_new_blocks_learn_at_the_full_rate_and_a_thawed_encoder_warms_up(corpus,
             expected = full * share if name in carried else full
             assert rates.pop(id(parameter)) == pytest.approx(expected), (step, name)
         assert not rates
+
+
+def test_parts_that_begin_later_do_begin_also_when_resumed(corpus, tmp_path):
+    """Frozen until step 2, no decoder until step 4; what came after step 3 is lost."""
+    tuning = {"max_steps": 6, "checkpoint_every": 1, "average_last": 6, "decoder_from_step": 4}
+    config = dataclasses.replace(tuned(corpus, frozen_steps=2), **tuning)
+    train(config, tmp_path / "whole")
+    states = [
+        torch.load(path, weights_only=True)["state_dict"] for path in list_checkpoints(tmp_path / "whole/checkpoints")
+    ]
+    assert len(states) == 6
+
+    def steps_that_moved(prefix):
+        pairs = enumerate(itertools.pairwise(states), 2)
+        return [n for n, (a, b) in pairs if any(not torch.equal(a[k], b[k]) for k in a if k.startswith(prefix))]
+
+    assert steps_that_moved("model.ctc_head") == [2, 3, 4, 5, 6]
+    assert steps_that_moved("model.encoder") == [3, 4, 5, 6]
+    assert steps_that_moved("model.decoder") == [5, 6]
+
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    for path in list_checkpoints(tmp_path / "parts/checkpoints")[3:]:
+        path.unlink()
+    train(config, tmp_path / "parts", resume=True)
+    ours = last_state(tmp_path / "parts")["state_dict"]
+    assert all(torch.equal(ours[name], value) for name, value in states[-1].items())
+
+
+def test_a_run_that_ends_before_its_decoder_begins_searches_without_it(corpus, tmp_path, caplog):
+    model = dataclasses.replace(small_model(), search=SearchConfig(search="rescoring", beam_size=3))
+    for name, step, search in (("before", 2, "ctc"), ("after", 1, "rescoring")):
+        train(settings(corpus, model=model, max_steps=2, average_last=1, decoder_from_step=step), tmp_path / name)
+        found = load_checkpoint(tmp_path / name / "checkpoint")[0].config.search
+        assert (found.search, found.beam_size) == (search, 3)
+    assert caplog.text.count("its search is ctc") == 1
 
 
 def test_the_decoder_may_begin_later(corpus, tmp_path):

@@ -21,7 +21,7 @@ class Losses(NamedTuple):
     """Scalars, each a sum over the batch divided by its number of tokens."""
 
     total: Tensor
-    """ctc_weight * ctc + (1 - ctc_weight) * decoder"""
+    """ctc_weight * ctc + (1 - ctc_weight) * decoder; in training perhaps more, such as a regulariser."""
     ctc: Tensor
     decoder: Tensor
 

@@ -70,6 +70,7 @@ def model_card(run: RunSummary) -> str:
         "",
         *_corpus_table(run.train),
         "",
+        *_origins(run.training),
         "## Training",
         "",
         f"- Steps: {run.steps} ({run.stopped}), {run.progress.skipped} skipped; {audio_hours:.2f} h of audio seen in "
@@ -94,6 +95,18 @@ def model_card(run: RunSummary) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _origins(training: TrainingConfig) -> list[str]:
+    """Return a line for each thing beside transcripts that the weights come from: its licence counts too."""
+    origins = {
+        "The encoder began as": training.encoder.weights,
+        "All weights began as": training.init_from,
+        "Kept near the teacher of": training.encoder.teacher_run,
+        "Text without recordings": ", ".join(training.text.files),
+    }
+    lines = [f"- {what}: `{where}`." for what, where in origins.items() if where]
+    return [*lines, ""] if lines else []
 
 
 def _hours(utterances: Sequence[Utterance]) -> float:

@@ -163,7 +163,7 @@ class EncoderTuningConfig:
     """Steps at the beginning in which the encoder, new blocks aside, does not learn."""
     teacher_run: str | None = None
     """Folder of the distil.py run that weights came from: what its teacher said of an utterance stays a target of the
-    last block before the new ones; None: no such regulariser."""
+    last block before the new ones, once that is not frozen; None: no such regulariser."""
     teacher_weight: float = 0.3
     """The error to the teacher's states times this is added to the loss."""
     chunk_share: float = 0.0
@@ -188,7 +188,7 @@ class EncoderTuningConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Text without recordings, from which the decoder learns the language in every step."""
+    """Text without recordings, from which the decoder learns the language in every step that it learns in."""
 
     files: list[str] = field(default_factory=list)
     """Text files, a sentence a line; none: the decoder learns from recordings alone. Lines that are also said in a
@@ -252,8 +252,8 @@ class TrainingConfig:
         for name in ("max_steps", "validate_every", "checkpoint_every", "average_last"):
             _require(getattr(self, name) > 0, f"{name} ({getattr(self, name)}) must be positive")
         _require(
-            self.encoder.new_blocks <= self.model.encoder.n_layers,
-            f"encoder.new_blocks ({self.encoder.new_blocks}) must not exceed model.encoder.n_layers "
+            self.encoder.new_blocks < self.model.encoder.n_layers,
+            f"encoder.new_blocks ({self.encoder.new_blocks}) must be below model.encoder.n_layers "
             f"({self.model.encoder.n_layers})",
         )
         _require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")

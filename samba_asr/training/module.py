@@ -92,7 +92,7 @@ class TrainingModule(lightning.LightningModule):
         self.tokenizer = tokenizer
         self.dev_utterances = dev_utterances
         self.text = text
-        self.matching = matching
+        self._matching = (matching,)  # in a tuple, it is no part of the module's state
         self.progress = Progress()
         self.dev_scores: DevScores | None = None
         masks = config.spec_augment
@@ -108,11 +108,12 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.config.optimiser
-        carried = set(self.carried_parameters())
+        parts = {parameter: "encoder" for parameter in self.carried_parameters()}
+        parts |= {parameter: "decoder" for parameter in self.model.decoder.parameters()}
         groups = [
-            {**group, "params": [p for p in group["params"] if (p in carried) == is_carried], "carried": is_carried}
+            {**group, "params": [p for p in group["params"] if parts.get(p, "others") == part], "part": part}
             for group in parameter_groups(self.model, settings.weight_decay)
-            for is_carried in (True, False)
+            for part in ("encoder", "decoder", "others")
         ]
         return torch.optim.AdamW(
             groups,
@@ -149,15 +150,14 @@ class TrainingModule(lightning.LightningModule):
         if encoder.chunk_share and float(torch.rand(())) < encoder.chunk_share:
             low, high = encoder.chunk_states
             chunk = int(torch.randint(low, high + 1, ()))
-        for parameter in self.carried_parameters():
-            parameter.requires_grad_(self.global_step >= encoder.frozen_steps)
         outputs: list[Tensor] = []
         states, lengths = self.model.encode_features(features, lengths, chunk, outputs)
         settings = self._loss_settings if self._decoder_learns() else {**self._loss_settings, "ctc_weight": 1.0}
         losses = self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **settings)
-        if self.matching is None or self.global_step < encoder.frozen_steps:
+        (matching,) = self._matching
+        if matching is None or self.global_step < encoder.frozen_steps:
             return losses
-        error = self.matching(outputs[-1 - encoder.new_blocks], lengths, batch.places.tolist())
+        error = matching(outputs[-1 - encoder.new_blocks], lengths, batch.places.tolist())
         return losses if error is None else losses._replace(total=losses.total + encoder.teacher_weight * error)
 
     def _decoder_learns(self) -> bool:
@@ -176,6 +176,8 @@ class TrainingModule(lightning.LightningModule):
         optimizer = self.optimizers()
         assert isinstance(optimizer, lightning.pytorch.core.optimizer.LightningOptimizer)
         learning_rate = self._set_learning_rate(optimizer)
+        for parameter in self.carried_parameters():
+            parameter.requires_grad_(self.global_step >= self.config.encoder.frozen_steps)
         losses = self.losses(batch)
         text_loss = self.text_loss()
         total = losses.total if text_loss is None else losses.total + self.config.text.weight * text_loss
@@ -185,7 +187,7 @@ class TrainingModule(lightning.LightningModule):
             optimizer.step()
             self._skipped_in_a_row = 0
         else:
-            self._skip(losses)
+            self._skip(total)
         optimizer.zero_grad()
         audio_seconds = float(batch.waveform_lengths.sum()) / self.model.config.features.sample_rate
         self.progress.position += 1
@@ -207,20 +209,21 @@ class TrainingModule(lightning.LightningModule):
             self.global_step, progress, warmup_steps=settings.warmup_steps, final_share=settings.final_share
         )
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * (self._carried_share() if group["carried"] else 1.0)
+            group["lr"] = learning_rate * self._share(group["part"])
         return learning_rate
 
-    def _carried_share(self) -> float:
-        """Return the encoder's share of the learning rate; it warms up after the encoder was frozen, since AdamW's
-        first steps are its largest."""
-        share, frozen = self.config.encoder.learning_rate_share, self.config.encoder.frozen_steps
-        warmup = self.config.optimiser.warmup_steps
-        return share * min(1.0, max(0, self.global_step - frozen + 1) / warmup) if frozen and warmup else share
+    def _share(self, part: str) -> float:
+        """Return a part's share of the learning rate. What begins to learn later warms up then: AdamW's first steps
+        are its largest."""
+        starts = {"encoder": self.config.encoder.frozen_steps, "decoder": self.config.decoder_from_step}
+        share = self.config.encoder.learning_rate_share if part == "encoder" else 1.0
+        start, warmup = starts.get(part, 0), self.config.optimiser.warmup_steps
+        return share * min(1.0, max(0, self.global_step - start + 1) / warmup) if start and warmup else share
 
-    def _skip(self, losses: Losses) -> None:
+    def _skip(self, loss: Tensor) -> None:
         self.progress.skipped += 1
         self._skipped_in_a_row += 1
-        what = "the gradient" if bool(torch.isfinite(losses.total)) else f"the loss ({losses.total.item()})"
+        what = "the gradient" if bool(torch.isfinite(loss)) else f"the loss ({loss.item()})"
         log.warning("step %d skipped: %s is not finite", self.global_step, what)
         if self._skipped_in_a_row >= MAX_SKIPPED_IN_A_ROW:
             raise FloatingPointError(

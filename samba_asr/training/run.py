@@ -105,10 +105,14 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     weights, scores = choose_weights(config, module, dev_set, list_checkpoints(out / "checkpoints"))
     log.info("exported: %s; dev loss %.3f", weights, scores.loss)
     last_step = saved_step(list_checkpoints(out / "checkpoints")[-1])
+    if last_step <= config.decoder_from_step and model.config.search.search != "ctc":
+        log.warning("the run ended before decoder_from_step (%d): its search is ctc", config.decoder_from_step)
+        search = dataclasses.replace(model.config.search, search="ctc")
+        model.config = dataclasses.replace(model.config, search=search)
     write_exported(out / "metrics.csv", last_step, module.progress, scores)
     summary = RunSummary(
         training=config,
-        model=config.model,
+        model=model.config,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         train=train_set.utterances,
         dev=dev_set.utterances,

@@ -36,6 +36,7 @@ from samba_asr.training.whisper.network import LayerTap, build_teacher
 from samba_asr.training.whisper.settings import DistilConfig
 from samba_asr.training.whisper.student import STRIDES, copy_teacher, relative_error, student_config
 from samba_asr.training.whisper.targets import (
+    ENCODER_FILE,
     TRAIN_FOLDER,
     StretchBatch,
     TeacherStates,
@@ -49,7 +50,8 @@ from samba_asr.training.whisper.windows import STATE_SAMPLES
 log = logging.getLogger(__name__)
 
 GRADIENT_CLIP = 1.0
-STATE_FILE, ENCODER_FILE, METRICS_FILE = "state.pt", "encoder.safetensors", "metrics.csv"
+STATE_FILE, METRICS_FILE = "state.pt", "metrics.csv"
+STAGES = ("layers", "encoder")
 COLUMNS = (
     "stage",
     "step",
@@ -365,10 +367,8 @@ class Distillation:
             return
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        stage, step = self.progress.stage, self.progress.step
-        kept = [
-            r for r in rows if (r["stage"] == "layers" != stage) or (r["stage"] == stage and int(r["step"]) <= step)
-        ]
+        reached = STAGES.index(self.progress.stage), self.progress.step
+        kept = [row for row in rows if (STAGES.index(row["stage"]), int(row["step"])) <= reached]
         with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()

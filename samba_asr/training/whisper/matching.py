@@ -13,10 +13,16 @@ from torch import Tensor, nn
 
 from samba_asr.training.data import read_manifests
 from samba_asr.training.whisper.student import STRIDES, relative_error
-from samba_asr.training.whisper.targets import DONE_FILE, MEANS_FILE, STATES_FILE, TRAIN_FOLDER
-from samba_asr.training.whisper.windows import SAMPLE_RATE, WINDOW_STATES, pack_windows
-
-ENCODER_FILE = "encoder.safetensors"
+from samba_asr.training.whisper.targets import (
+    DONE_FILE,
+    ENCODER_FILE,
+    MEANS_FILE,
+    STATES_FILE,
+    TRAIN_FOLDER,
+    WINDOWS_FILE,
+    Windows,
+)
+from samba_asr.training.whisper.windows import WINDOW_STATES
 
 
 class StateMatching(nn.Module):
@@ -33,7 +39,8 @@ class StateMatching(nn.Module):
         super().__init__()
         self.run = Path(run)
         kept = self.run / TRAIN_FOLDER
-        for path in (self.run / "config.json", self.run / ENCODER_FILE, *(kept / f for f in (STATES_FILE, MEANS_FILE))):
+        files = (STATES_FILE, DONE_FILE, MEANS_FILE, WINDOWS_FILE)
+        for path in (self.run / "config.json", self.run / ENCODER_FILE, *(kept / file for file in files)):
             if not path.is_file():
                 raise FileNotFoundError(
                     f"{path} does not exist; is {self.run} a run of distil.py that reached stage (b)?"
@@ -43,15 +50,17 @@ class StateMatching(nn.Module):
         self.means = torch.from_numpy(np.load(kept / MEANS_FILE))
         self.norm = self._norm()
         utterances = read_manifests(config["train"])
-        windows = pack_windows([int(u.duration * SAMPLE_RATE) for u in utterances], config["seed"])
+        windows = Windows(utterances, config["seed"])
+        if (kept / WINDOWS_FILE).read_text() != windows.identity():
+            raise ValueError(
+                f"{', '.join(config['train'])}: these manifests changed after {self.run} was made; run distil.py again"
+            )
         shape = (len(windows), WINDOW_STATES, self.means.shape[1])
-        if (kept / STATES_FILE).stat().st_size != 2 * np.prod(shape):
-            raise ValueError(f"{kept / STATES_FILE} holds other windows than the manifests of {self.run}'s config give")
         self._states = np.memmap(kept / STATES_FILE, np.float16, "r", shape=shape)
         done = np.fromfile(kept / DONE_FILE, np.uint8)
         heard = {
             utterances[place.utterance].audio: (number, place.start, place.end)
-            for number, window in enumerate(windows)
+            for number, window in enumerate(windows.placements)
             for place in window
             if done[number]
         }

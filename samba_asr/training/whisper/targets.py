@@ -27,7 +27,9 @@ from samba_asr.training.whisper.windows import (
 )
 
 _INT16_MAX = 32767
-STATES_FILE, DONE_FILE, MEANS_FILE = "states.f16", "done.u8", "means.npy"
+STATES_FILE, DONE_FILE, MEANS_FILE, WINDOWS_FILE = "states.f16", "done.u8", "means.npy", "windows"
+ENCODER_FILE = "encoder.safetensors"
+"""In a run's folder: the encoder's weights."""
 TRAIN_FOLDER = Path("teacher", "train")
 """In a run's folder."""
 
@@ -101,6 +103,7 @@ class TeacherStates:
         self._states = np.memmap(folder / STATES_FILE, np.float16, mode, shape=shape)
         self._done = np.memmap(folder / DONE_FILE, np.uint8, mode, shape=shape[:1])
         mark.write_text(identity)
+        (folder / WINDOWS_FILE).write_text(windows.identity())
         self.folder = folder
 
     def hear(self, chosen: Sequence[int]) -> tuple[Tensor, list[LayerTap]]:
