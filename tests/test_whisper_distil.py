@@ -273,6 +273,22 @@ def test_a_resumed_run_is_an_uninterrupted_one(interrupt_at, resumed, data, whol
     assert rows(out)[-1] == rows(whole.out)[-1]
 
 
+def test_a_run_whose_gradients_are_not_finite_ends(data, clock, tmp_path, monkeypatch):
+    error = module.relative_error
+    calls = 0
+
+    def sometimes(*arguments):
+        nonlocal calls
+        calls += 1
+        return error(*arguments) * (torch.nan if calls % 5 else 1.0)
+
+    monkeypatch.setattr(module, "MAX_SKIPPED_IN_A_ROW", 4)
+    monkeypatch.setattr(module, "relative_error", sometimes)
+    config = settings(data, layer_minutes=0.0, teacher_tokenizer=None)
+    with pytest.raises(FloatingPointError, match=r"4 times in a row, at step 3 of stage encoder: lower"):
+        distil(config, tmp_path / "run")
+
+
 def test_a_finished_run_has_nothing_to_resume(whole, data, clock, tmp_path):
     before = {path: path.read_bytes() for path in whole.out.iterdir() if path.is_file()}
     assert distil(whole.config, whole.out, resume=True) == whole.out / "encoder.safetensors"

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         path = distil(config, built["out"], built["resume"])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"distil.py: error: {error}", file=sys.stderr)
         return 1
     print(path, file=sys.stderr)

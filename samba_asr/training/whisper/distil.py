@@ -29,7 +29,7 @@ from samba_asr.config import FeatureConfig, ModelConfig
 from samba_asr.model.checkpoint import as_stored
 from samba_asr.model.encoder import Encoder, EncoderBlock
 from samba_asr.training.data import read_manifests
-from samba_asr.training.module import parameter_groups
+from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
 from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.measure import TeacherWer
 from samba_asr.training.whisper.network import LayerTap, build_teacher
@@ -85,7 +85,8 @@ class Progress:
 def distil(config: DistilConfig, out: str | Path, resume: bool = False) -> Path:
     """Run both stages; return the file of the encoder's weights, ``out/encoder.safetensors``.
 
-    Raises ValueError or FileNotFoundError for settings, files or data that cannot be used.
+    Raises ValueError or FileNotFoundError for settings, files or data that cannot be used, FloatingPointError where
+    gradients are not finite too often in a row.
     """
     out = Path(out)
     if not resume and out.exists() and any(out.iterdir()):
@@ -159,6 +160,7 @@ class Distillation:
         if config.teacher_tokenizer is not None:
             self.measure = TeacherWer(teacher, config.teacher_tokenizer, dev, config.dev_utterances)
         self.progress = Progress()
+        self._skipped = 0
         self._optimiser_state: dict[str, Any] | None = None
 
     def load(self) -> None:
@@ -222,7 +224,13 @@ class Distillation:
             norm = nn.utils.clip_grad_norm_(
                 self._trained(stage), GRADIENT_CLIP * (len(errors) if stage == "layers" else 1)
             )
-            if torch.isfinite(norm):
+            self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
+            if self._skipped >= MAX_SKIPPED_IN_A_ROW:
+                raise FloatingPointError(
+                    f"the gradient was not finite {self._skipped} times in a row, at step {progress.step} of stage "
+                    f"{stage}: lower the stage's learning rate ({learning_rate}), then --resume true"
+                )
+            if not self._skipped:
                 optimiser.step()
             progress.step += 1
             progress.audio_seconds += seconds
