@@ -30,6 +30,11 @@ def robustness():
 
 
 @pytest.fixture(scope="module")
+def asr():
+    return loaded("asr")
+
+
+@pytest.fixture(scope="module")
 def manifest(clips, tmp_path_factory):
     path = tmp_path_factory.mktemp("manifest") / "clips.jsonl"
     made = [Utterance(str(audio), len(load_audio(audio)) / 16_000, text, "", "clips") for audio, text in clips[:3]]
@@ -119,3 +124,40 @@ def test_help_teaches(name, capsys):
         loaded(name).main(["--help"])
     assert stopped.value.code == 0
     assert f"python benchmarks/{name}.py --model" in capsys.readouterr().out
+
+
+PEER = """
+import sys
+lines = open(sys.argv[2]).read().splitlines()
+if sys.argv[1] == "broken":
+    sys.exit("no such engine")
+assert sys.argv[3:] == ["--threads", "1"] and all(len(line.split("\\t")) == 2 for line in lines)
+print(f"{sys.argv[1]} utterances={len(lines)} WER={10 * len(lines)}.00% RTF_wall=0.5000 RTF_cpu=0.1")
+"""
+
+
+def test_peers_stand_beside_ours(asr, tiny_checkpoint, manifest, tmp_path, capsys):
+    (tmp_path / "peers.py").write_text(PEER)
+    flags = ["--model", str(tiny_checkpoint), "--manifest", str(manifest), "--peers", str(tmp_path / "peers.py")]
+    assert asr.main([*flags, "--limit", "2", "--rounds", "2", "--search", "ctc", "--engines", "other"]) == 0
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].split(", ")[-1] for row in rows] == ["ctc", "other"]
+    assert rows[1][1:3] == ["20.0", "0.5000"] and rows[0][3] == "1.00"
+    ours = 0.5 / float(rows[1][3])
+    assert abs(ours - float(rows[0][2])) <= 1e-4  # what printing rounds away
+    with pytest.raises(SystemExit, match=r"broken .* gave no figures:\nno such engine"):
+        asr.main([*flags, "--limit", "1", "--rounds", "1", "--search", "ctc", "--engines", "broken"])
+
+
+def test_what_cannot_be_measured_beside_peers(asr, tiny_checkpoint, manifest, tmp_path, capsys):
+    (tmp_path / "empty.jsonl").write_text("")
+    for flags, message in (
+        (["--manifest", str(tmp_path / "none.jsonl")], "none.jsonl does not exist"),
+        (["--manifest", str(tmp_path / "empty.jsonl")], "empty.jsonl holds no utterance"),
+    ):
+        assert asr.main(["--model", str(tiny_checkpoint), *flags]) == 2
+        assert message in capsys.readouterr().err
+    for flags, message in ((["--limit", "0"], "0 must be positive"), (["--engines", "x"], "--engines needs --peers")):
+        with pytest.raises(SystemExit):
+            asr.main(["--manifest", str(manifest), *flags])
+        assert message in capsys.readouterr().err
