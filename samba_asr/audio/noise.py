@@ -25,7 +25,8 @@ FULL_SCALE = 1.0
 
 _DECAY = math.log(1000)  # natural logarithm of 60 dB in amplitude
 _INT16_MAX = 32767
-_RANGES = ("room_rt60", "room_direct_ratio", "noise_snr", "noise_slope", "gain")
+_PROBABILITIES = ("room_probability", "noise_probability", "gain_probability", "noise_only_probability")
+_RANGES = ("room_rt60", "room_direct_ratio", "noise_snr", "noise_slope", "gain", "noise_only_level")
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class WaveformAugment:
         noise_slope: of coloured noise, dB an octave: white is 0, pink -3, brown -6.
         gain_probability: of another level.
         gain: change of the level, dB; no sample is raised beyond full scale.
+        noise_only_probability: of noise in the utterance's stead, see :meth:`noise_only`.
+        noise_only_level: mean power of that noise over that of the utterance, dB.
 
     Raises ValueError for probabilities outside [0, 1] and ranges that are empty or cannot be.
     """
@@ -61,6 +64,8 @@ class WaveformAugment:
         noise_slope: tuple[float, float] = (-6.0, 0.0),
         gain_probability: float = 0.0,
         gain: tuple[float, float] = (-12.0, 6.0),
+        noise_only_probability: float = 0.0,
+        noise_only_level: tuple[float, float] = (-40.0, 0.0),
     ) -> None:
         self.sample_rate = sample_rate
         self.noises = [noise for noise in noises if noise.any()]
@@ -72,7 +77,9 @@ class WaveformAugment:
         self.noise_slope = noise_slope
         self.gain_probability = gain_probability
         self.gain = gain
-        for name in ("room_probability", "noise_probability", "gain_probability"):
+        self.noise_only_probability = noise_only_probability
+        self.noise_only_level = noise_only_level
+        for name in _PROBABILITIES:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, 1]")
         for name in _RANGES:
@@ -85,7 +92,19 @@ class WaveformAugment:
     @property
     def active(self) -> bool:
         """Whether it ever changes anything."""
-        return max(self.room_probability, self.noise_probability, self.gain_probability) > 0
+        return any(getattr(self, name) > 0 for name in _PROBABILITIES)
+
+    def noise_only(self, waveform: Tensor, generator: Generator | None = None) -> Tensor | None:
+        """Return noise in the stead of a waveform (samples,), as long as it is, in which nobody speaks: a recording or,
+        for half of them and without any, coloured noise. None for those that keep their speech."""
+        if not self.noise_only_probability or not waveform.any():
+            return None
+        drawn = torch.rand(2, generator=generator).tolist()
+        if drawn[0] >= self.noise_only_probability:
+            return None
+        noise = self._noise(len(waveform), generator) if drawn[1] < 0.5 else self._made(len(waveform), generator)
+        level = _rms(waveform) * 10 ** (_uniform(self.noise_only_level, generator) / 20)
+        return noise * (level / max(_rms(noise), torch.finfo(torch.float32).tiny))
 
     def __call__(self, waveform: Tensor, generator: Generator | None = None) -> Tensor:
         """Return (samples,) float32 of the same length; the waveform itself, (samples,) float32, is left alone.
@@ -107,9 +126,12 @@ class WaveformAugment:
 
     def _noise(self, samples: int, generator: Generator | None) -> Tensor:
         if not self.noises:
-            return coloured_noise(samples, _uniform(self.noise_slope, generator), self.sample_rate, generator)
+            return self._made(samples, generator)
         recording = self.noises[_integer(len(self.noises), generator)]
         return excerpt(recording, samples, generator).float()
+
+    def _made(self, samples: int, generator: Generator | None) -> Tensor:
+        return coloured_noise(samples, _uniform(self.noise_slope, generator), self.sample_rate, generator)
 
 
 def add_echo(waveform: Tensor, response: Tensor) -> Tensor:

@@ -176,6 +176,9 @@ class EncoderTuningConfig:
             0 <= self.learning_rate_share <= 1,
             f"encoder.learning_rate_share ({self.learning_rate_share}) must be in [0, 1]",
         )
+        _require(
+            0 < self.weights_share <= 1, f"encoder.weights_share ({self.weights_share}) must be above 0 and at most 1"
+        )
         _require(self.new_blocks >= 0, f"encoder.new_blocks ({self.new_blocks}) must not be negative")
         _require(self.teacher_weight > 0, f"encoder.teacher_weight ({self.teacher_weight}) must be positive")
         _require(self.frozen_steps >= 0, f"encoder.frozen_steps ({self.frozen_steps}) must not be negative")
@@ -255,6 +258,10 @@ class TrainingConfig:
             self.encoder.new_blocks < self.model.encoder.n_layers,
             f"encoder.new_blocks ({self.encoder.new_blocks}) must be below model.encoder.n_layers "
             f"({self.model.encoder.n_layers})",
+        )
+        _require(
+            self.encoder.weights_share == 1 or None not in (self.encoder.weights, self.init_from),
+            f"encoder.weights_share ({self.encoder.weights_share}) needs encoder.weights and init_from: it mixes them",
         )
         _require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
         _require(0 <= self.ctc_weight <= 1, f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")

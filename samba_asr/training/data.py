@@ -184,14 +184,16 @@ class SpeechDataset(Dataset[Example]):
     def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, index = key
         waveform = torch.from_numpy(self._samples(index).astype(np.float32) / _INT16_MAX)
+        tokens = self.tokens[index]
         if self.perturb is not None or self.augment is not None:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(mix_seed(self.seed, epoch, index))
                 if self.perturb is not None:
                     waveform = self.perturb(waveform)
                 if self.augment is not None:
-                    waveform = self.augment(waveform)
-        return Example(index, waveform, self.tokens[index])
+                    noise = self.augment.noise_only(waveform)
+                    waveform, tokens = (self.augment(waveform), tokens) if noise is None else (noise, [])
+        return Example(index, waveform, tokens)
 
     def _samples(self, index: int) -> np.ndarray:
         samples = self.cache.get(index) if self.cache is not None else None

@@ -157,7 +157,9 @@ class TrainingModule(lightning.LightningModule):
         (matching,) = self._matching
         if matching is None or self.global_step < encoder.frozen_steps:
             return losses
-        error = matching(outputs[-1 - encoder.new_blocks], lengths, batch.places.tolist())
+        spoken = [row for row, count in enumerate(batch.token_lengths.tolist()) if count]  # the others are noise alone
+        said = outputs[-1 - encoder.new_blocks][spoken]
+        error = matching(said, lengths[spoken], batch.places[spoken].tolist())
         return losses if error is None else losses._replace(total=losses.total + encoder.teacher_weight * error)
 
     def _decoder_learns(self) -> bool:
