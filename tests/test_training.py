@@ -254,7 +254,7 @@ def test_new_blocks_pass_states_on_at_first_and_learn_while_the_others_are_froze
     tuning = EncoderTuningConfig(weights=str(weights), new_blocks=2, frozen_steps=1_000)
     config = dataclasses.replace(tuned(corpus), model=model, encoder=tuning)
     grown = SambaASR(model).eval()
-    training_run._load_encoder(grown, str(weights), 2)
+    training_run._load_encoder(grown, config)
     assert len(grown.encoder.blocks) == 3
     waveforms, lengths = torch.randn(2, 16_000), torch.tensor([16_000, 9_000])
     assert torch.equal(grown.encode(waveforms, lengths)[0], start.encode(waveforms, lengths)[0])
@@ -264,6 +264,29 @@ def test_new_blocks_pass_states_on_at_first_and_learn_while_the_others_are_froze
     for name, value in start.encoder.state_dict().items():
         assert torch.equal(after[name], value), name
     assert all(after[f"blocks.{i}.mixer.{d}.out_proj.weight"].any() for i in (1, 2) for d in ("forwards", "backwards"))
+
+
+def test_weights_and_a_checkpoint_are_mixed(corpus, tmp_path):
+    config = tuned(corpus)
+    model = dataclasses.replace(config.model, encoder=dataclasses.replace(config.model.encoder, n_layers=2))
+    torch.manual_seed(5)
+    distilled, before = SambaASR(config.model).encoder, SambaASR(model)
+    weights = tmp_path / "encoder.safetensors"
+    save_file({name: value.contiguous() for name, value in distilled.state_dict().items()}, weights)
+    save_checkpoint(tmp_path / "before", before, Tokenizer.load(config.data.tokenizer), "")
+    tuning = EncoderTuningConfig(weights=str(weights), weights_share=0.25, new_blocks=1)
+    config = dataclasses.replace(config, model=model, encoder=tuning, init_from=str(tmp_path / "before"))
+    mixed = SambaASR(model)
+    mixed.load_state_dict(before.state_dict())
+    training_run._load_encoder(mixed, config)
+    for name, value in mixed.state_dict().items():
+        old, other = before.state_dict()[name], distilled.state_dict().get(name.removeprefix("encoder."))
+        kept = other is None or name.startswith("encoder.norm.") or not name.startswith("encoder.")
+        torch.testing.assert_close(value, old if kept else 0.25 * other + 0.75 * old, msg=name)
+    with pytest.raises(ValueError, match=r"weights_share \(0.25\) needs encoder.weights and init_from"):
+        dataclasses.replace(config, init_from=None)
+    with pytest.raises(ValueError, match=r"weights_share \(0\)"):
+        EncoderTuningConfig(weights_share=0)
 
 
 def test_new_blocks_learn_at_the_full_rate_and_a_thawed_encoder_warms_up(corpus, monkeypatch):
@@ -691,6 +714,6 @@ def test_four_real_clips_are_learnt_by_heart(corpus, tmp_path):
     for utterance in selected(config).utterances:
         waveform = torch.from_numpy(load_audio(utterance.audio))
         states = learnt.encode(waveform[None], torch.tensor([len(waveform)]))
-        for search in ("ctc", "autoregressive", "rescoring"):
+        for search in ("ctc", "autoregressive", "rescoring", "joint"):
             tokens = search_tokens(learnt, *states, SearchConfig(search=search))[0]
             assert tokenizer.decode(tokens) == normalize_for_training(utterance.text), search

@@ -135,12 +135,16 @@ class WaveformAugmentConfig:
     """Share of the utterances whose level is changed; 0 for none."""
     gain: tuple[float, float] = (-12.0, 6.0)
     """Change of the level (dB), lowest and highest; no sample is raised beyond full scale."""
+    noise_only_probability: float = 0.0
+    """Share of the utterances given up for noise alone, half of it made: text that nobody said is unlearnt."""
+    noise_only_level: tuple[float, float] = (-40.0, 0.0)
+    """Mean power of that noise over the utterance's (dB), lowest and highest."""
 
     def __post_init__(self) -> None:
-        for name in ("room_probability", "noise_probability", "gain_probability"):
+        for name in ("room_probability", "noise_probability", "gain_probability", "noise_only_probability"):
             value = getattr(self, name)
             _require(0 <= value <= 1, f"waveform_augment.{name} ({value}) must be in [0, 1]")
-        for name in ("room_rt60", "room_direct_ratio", "noise_snr", "noise_slope", "gain"):
+        for name in ("room_rt60", "room_direct_ratio", "noise_snr", "noise_slope", "gain", "noise_only_level"):
             low, high = getattr(self, name)
             ordered = math.isfinite(low) and math.isfinite(high) and low <= high
             _require(ordered, f"waveform_augment.{name} ({low}, {high}) must be two numbers, the lower first")
@@ -154,9 +158,12 @@ class EncoderTuningConfig:
 
     weights: str | None = None
     """encoder.safetensors to start from, made by recipes/whisper_to_samba/distil.py; None: random, or init_from's."""
+    weights_share: float = 1.0
+    """Share of weights in the encoder's first ones, init_from's having the rest: the mean of an encoder and of what
+    fine-tuning made of it is often better than either (arXiv 2109.01903). Below 1 with init_from alone."""
     new_blocks: int = 0
-    """The encoder's last blocks that weights lacks: at first they pass states on as they are; they are never frozen,
-    and learn at the full rate."""
+    """The encoder's last blocks that weights lacks: init_from's, or, without it, such as pass states on as they are.
+    They are never frozen, and learn at the full rate."""
     learning_rate_share: float = 1.0
     """The learning rate of the encoder, new blocks aside, as a share of the others'."""
     frozen_steps: int = 0

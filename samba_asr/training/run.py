@@ -87,7 +87,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     if last is None and config.init_from is not None:
         _load_initial(model, config.init_from, config, tokenizer)
     if last is None and config.encoder.weights is not None:
-        _load_encoder(model, config.encoder.weights, config.encoder.new_blocks)
+        _load_encoder(model, config)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
     matching = _matching(config, train_set)
@@ -218,20 +218,34 @@ def _load_initial(model: SambaASR, folder: str, config: TrainingConfig, tokenize
         raise ValueError(another + str(error)) from error
 
 
-def _load_encoder(model: SambaASR, path: str, new_blocks: int) -> None:
-    """Load the weights that distil.py wrote into all but the last blocks, which begin by adding nothing."""
+def _load_encoder(model: SambaASR, config: TrainingConfig) -> None:
+    """Load the weights that distil.py wrote into all but the last blocks, which begin by adding nothing.
+
+    With init_from, whose weights the model has by now, those blocks and the last norm stay as they are.
+    """
+    path, share = config.encoder.weights, config.encoder.weights_share
+    assert path is not None
     if not Path(path).is_file():
         raise FileNotFoundError(f"encoder.weights: {path} does not exist; make it with distil.py")
     blocks = list(model.encoder.blocks)
-    first_new = len(blocks) - new_blocks
+    first_new = len(blocks) - config.encoder.new_blocks
     try:
         weights = load_file(path)
         model.encoder.blocks = nn.ModuleList(blocks[:first_new])
+        if config.init_from is not None:
+            before = model.encoder.state_dict()
+            mixed = {
+                name: share * value + (1 - share) * before[name] for name, value in weights.items() if name in before
+            }
+            kept = {
+                name: value for name, value in before.items() if name.startswith("norm.") and first_new < len(blocks)
+            }
+            weights = weights | mixed | kept
         model.encoder.load_state_dict(weights)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"encoder.weights: {path} does not fit the configured encoder: {error}") from error
     model.encoder.blocks = nn.ModuleList(blocks)
-    for block in blocks[first_new:]:
+    for block in blocks[first_new:] if config.init_from is None else ():
         assert isinstance(block, EncoderBlock)
         block.pass_on()
 
