@@ -98,13 +98,13 @@ def _parser() -> argparse.ArgumentParser:
         "--search",
         choices=get_args(Search),
         help="ctc: the encoder alone; autoregressive: the decoder, piece by piece; rescoring: the decoder chooses "
-        "among the encoder's best texts (default: the model's)",
+        "among the encoder's best texts; joint: both weigh every piece on the way (default: the model's)",
     )
     parser.add_argument(
         "--beam-size",
         type=int,
         metavar="N",
-        help="rescoring: texts that the decoder chooses from (default: the model's)",
+        help="rescoring: texts that the decoder chooses from; joint: texts kept on the way (default: the model's)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")

@@ -4,17 +4,18 @@ A checkpoint folder's ``config.json`` holds one :class:`ModelConfig`; nothing el
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CONFIG_VERSION = 2
+CONFIG_VERSION = 3
 """Of ``config.json``: increase it with every field that is added, removed or redefined (and see checkpoint.py)."""
 
 Normalisation = Literal["whisper", "global", "causal"]
 MixerKind = Literal["mamba", "mamba2"]
 Subsampling = Literal["conv4x", "whisper", "whisper4x"]
-Search = Literal["ctc", "autoregressive", "rescoring"]
+Search = Literal["ctc", "autoregressive", "rescoring", "joint"]
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:
@@ -157,20 +158,24 @@ class SearchConfig:
 
     search: Search = "ctc"
     """ctc: best path of the CTC head; autoregressive: the decoder, one token after the other; rescoring: the decoder
-    chooses among the CTC head's best texts."""
+    chooses among the CTC head's best texts; joint: both weigh every token on the way."""
     max_tokens_per_second: float = 12.0
     """The autoregressive search emits no more, so that no input can make it loop. Read speech stays below 12 with 256
     pieces or more; 64 pieces need 20."""
     beam_size: int = 8
-    """rescoring: texts that the decoder chooses from."""
+    """rescoring: texts that the decoder chooses from; joint: texts kept from one state to the next."""
     ctc_weight: float = 0.5
-    """rescoring: the CTC head's share of a text's score, from 0 to 1; the decoder has the rest."""
+    """rescoring, joint: the CTC head's share of a text's score, from 0 to 1; the decoder has the rest."""
+    length_bonus: float = 0.0
+    """rescoring, joint: added to a text's score for each token, or the decoder would leave words out."""
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)
         _check_positive(self, "max_tokens_per_second", "beam_size")
         if not 0 <= self.ctc_weight <= 1:
             raise ValueError(f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
+        if not math.isfinite(self.length_bonus):
+            raise ValueError(f"length_bonus ({self.length_bonus}) must be a number")
 
 
 @dataclass(frozen=True)

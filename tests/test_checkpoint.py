@@ -102,6 +102,12 @@ def test_version_1_takes_the_defaults_of_what_came_later(folder):
     change_config(folder, version=2)
     with pytest.raises(CheckpointError, match=r"model.search lacks beam_size, ctc_weight"):
         load_checkpoint(folder)
+    of_version_2 = config["model"]["search"] | {"beam_size": 3, "ctc_weight": 0.25}
+    change_config(folder, version=2, model=config["model"] | {"search": of_version_2})
+    assert load_checkpoint(folder)[0].config.search == SearchConfig("autoregressive", 20.0, 3, 0.25, length_bonus=0.0)
+    change_config(folder, version=3)
+    with pytest.raises(CheckpointError, match=r"model.search lacks length_bonus"):
+        load_checkpoint(folder)
     for broken, says in (
         (config["model"] | {"search": 3}, r"model.search \(3\)"),
         (3, r"model \(3\)"),

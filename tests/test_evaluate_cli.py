@@ -239,16 +239,16 @@ def test_search_limit_and_no_report(evaluate, manifests, model_folder, tmp_path,
 
 def test_several_searches_report_side_by_side(evaluate, manifests, model_folder, tmp_path, capsys):
     options = ["--model", str(model_folder), "--manifests", *manifests, "--limit", "3", "--worst", "0"]
-    settings = ["--beam-size", "4", "--ctc-weight", "0.25", "--out", str(tmp_path / "reports")]
+    settings = ["--beam-size", "4", "--ctc-weight", "0.25", "--length-bonus", "0.5", "--out", str(tmp_path / "reports")]
     assert evaluate.main([*options, "--search", "rescoring", "ctc", "rescoring", "autoregressive", *settings]) == 0
     lines = capsys.readouterr().out.splitlines()
     expected = [f"{search}, {name}" for search in ("rescoring", "ctc", "autoregressive") for name in SETS_AND_ALL]
     assert [line.partition(":")[0] for line in lines] == expected
     for search in ("rescoring", "ctc", "autoregressive"):
         report = (tmp_path / "reports" / search / "report.md").read_text(encoding="utf-8")
-        setting = "rescoring, 4 texts, CTC weight 0.25" if search == "rescoring" else search
+        setting = "rescoring, 4 texts, CTC weight 0.25, length bonus 0.5" if search == "rescoring" else search
         assert f"- Search: {setting}\n" in report
-        transcriber = Transcriber.load(model_folder, search=search, beam_size=4, ctc_weight=0.25)
+        transcriber = Transcriber.load(model_folder, search=search, beam_size=4, ctc_weight=0.25, length_bonus=0.5)
         rows = (tmp_path / "reports" / search / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
         for row in map(json.loads, rows):
             assert row["hypothesis"] == transcriber.transcribe(row["audio"]).text

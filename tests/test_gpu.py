@@ -41,7 +41,7 @@ def test_loss_and_gradients(batch):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("search", ["ctc", "autoregressive", "rescoring"])
+@pytest.mark.parametrize("search", ["ctc", "autoregressive", "rescoring", "joint"])
 def test_searches(batch, search):
     model = SambaASR(CONFIG).eval().double()
     texts = []

@@ -223,7 +223,7 @@ def test_no_attention_anywhere(kind, monkeypatch):
     features, lengths, tokens, token_lengths = make_batch()
     model.loss(features, lengths, tokens, token_lengths).total.backward()
     states = model.encode_features(features, lengths)
-    for search in ("ctc", "autoregressive", "rescoring"):
+    for search in ("ctc", "autoregressive", "rescoring", "joint"):
         search_tokens(model, *states, SearchConfig(search))
 
 

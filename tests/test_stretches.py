@@ -18,7 +18,7 @@ from samba_asr.decoding.stretches import LONGEST_SECONDS, Stretch, cut_at_blanks
 from samba_asr.model.asr import SambaASR
 from samba_asr.text.tokenizer import BLANK_ID, EOS_ID, Tokenizer
 
-SEARCHES = ("autoregressive", "rescoring")
+SEARCHES = ("autoregressive", "rescoring", "joint")
 
 
 def log_probs_of(path, sure=0.9):

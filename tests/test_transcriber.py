@@ -14,7 +14,7 @@ from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.transcriber import Transcriber
 
 
-@pytest.fixture(scope="module", params=["ctc", "autoregressive", "rescoring"])
+@pytest.fixture(scope="module", params=["ctc", "autoregressive", "rescoring", "joint"])
 def transcriber(request, tiny_checkpoint):
     return Transcriber.load(tiny_checkpoint, search=request.param)
 
@@ -126,16 +126,16 @@ def test_search_is_the_checkpoint_s_unless_given(tiny_checkpoint):
     assert Transcriber(model, tokenizer, mine).search is mine
     with pytest.raises(ValueError, match=r"beam.*autoregressive"):
         Transcriber.load(tiny_checkpoint, search="beam")
-    changed = Transcriber.load(tiny_checkpoint, search="rescoring", beam_size=3, ctc_weight=0.0).search
-    assert changed == SearchConfig("rescoring", beam_size=3, ctc_weight=0.0)
+    changed = Transcriber.load(tiny_checkpoint, search="rescoring", beam_size=3, ctc_weight=0.0, length_bonus=2).search
+    assert changed == SearchConfig("rescoring", beam_size=3, ctc_weight=0.0, length_bonus=2)
     with pytest.raises(ValueError, match=r"beam_size \(0\) must be positive"):
         Transcriber.load(tiny_checkpoint, beam_size=0)
 
 
 def test_the_searches_differ(tiny_checkpoint, clips):
-    searches = ("ctc", "autoregressive", "rescoring")
+    searches = ("ctc", "autoregressive", "rescoring", "joint")
     texts = {Transcriber.load(tiny_checkpoint, search=s).transcribe(clips[0][0]).text for s in searches}
-    assert len(texts) == 3
+    assert len(texts) == 4
 
 
 def test_a_model_in_training_mode_is_switched_to_evaluation(tiny_checkpoint, waveforms):

@@ -61,9 +61,20 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         choices=get_args(Search),
         help="how to search, once or in several ways (the checkpoint's)",
     )
-    parser.add_argument("--beam-size", type=int, metavar="N", help="rescoring: texts to choose from (the checkpoint's)")
     parser.add_argument(
-        "--ctc-weight", type=float, metavar="W", help="rescoring: the CTC head's share, 0 to 1 (the checkpoint's)"
+        "--beam-size",
+        type=int,
+        metavar="N",
+        help="rescoring: texts to choose from; joint: texts kept (the checkpoint's)",
+    )
+    parser.add_argument(
+        "--ctc-weight",
+        type=float,
+        metavar="W",
+        help="rescoring, joint: the CTC head's share, 0 to 1 (the checkpoint's)",
+    )
+    parser.add_argument(
+        "--length-bonus", type=float, metavar="B", help="rescoring, joint: added for each token (the checkpoint's)"
     )
     parser.add_argument(
         "--batch-seconds", type=positive, default=60, metavar="S", help="audio in a batch, padding included (60)"
@@ -175,8 +186,9 @@ def make_writable(folder: Path) -> None:
 
 def search_setting(search: SearchConfig) -> str:
     """Return what a reader needs to know of a search."""
-    if search.search == "rescoring":
-        return f"rescoring, {search.beam_size} texts, CTC weight {search.ctc_weight}"
+    if search.search in ("rescoring", "joint"):
+        settings = f"{search.beam_size} texts, CTC weight {search.ctc_weight}, length bonus {search.length_bonus}"
+        return f"{search.search}, {settings}"
     return search.search
 
 
@@ -212,7 +224,11 @@ def run(arguments: Sequence[str]) -> int:
         if options.out:
             make_writable(options.out)  # a wrong folder shows before the work
         transcriber = Transcriber.load(
-            options.model, options.device, beam_size=options.beam_size, ctc_weight=options.ctc_weight
+            options.model,
+            options.device,
+            beam_size=options.beam_size,
+            ctc_weight=options.ctc_weight,
+            length_bonus=options.length_bonus,
         )
     except (OSError, ValueError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)

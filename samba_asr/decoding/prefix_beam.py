@@ -22,7 +22,7 @@ class Hypothesis(NamedTuple):
     """Natural logarithm of its probability under CTC: the sum over the paths that the search kept."""
 
 
-class _Paths(NamedTuple):
+class Paths(NamedTuple):
     """Probabilities of a prefix's paths, relative to the beam's best prefix."""
 
     blank: float
@@ -31,33 +31,86 @@ class _Paths(NamedTuple):
     """Of those that end in the prefix's last token."""
 
 
-class _Prefixes:
-    """Every prefix that a beam has held, as a tree: a prefix is its parent and its last token.
+class Step(NamedTuple):
+    """What CTC says of one state, relative to its best token."""
 
-    Its key is the parent's number times vocab_size plus the token, so that equal prefixes have equal keys without
-    copying or comparing texts. The empty one has key 0 and number 0.
+    probs: NDArray[np.float64]
+    """(vocab_size,)"""
+    starts: list[tuple[int, float]]
+    """The tokens that may lengthen a text, with their probabilities."""
+
+
+class PrefixBeam:
+    """The prefixes of texts that a search still considers, and how CTC lengthens them from one state to the next.
+
+    Every prefix that a beam has held stands in a tree: it is its parent and its last token. Its key is the parent's
+    number times vocab_size plus the token, so that equal prefixes have equal keys without copying or comparing texts.
+
+    Arguments as of :func:`ctc_prefix_beam`; Raises ValueError as that does.
     """
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self.numbers = {BLANK_ID: 0}
-        self.keys = [BLANK_ID]
+    ROOT = BLANK_ID
+    """Key of the empty prefix; its number is 0."""
 
-    def number(self, key: int) -> int:
-        """Return a prefix's number; a new one where it has none."""
-        number = self.numbers.setdefault(key, len(self.keys))
-        if number == len(self.keys):
-            self.keys.append(key)
-        return number
+    def __init__(self, log_probs: NDArray[np.floating], beam_size: int, margin: float) -> None:
+        if beam_size < 1:
+            raise ValueError(f"beam_size ({beam_size}) must be positive")
+        log_probs = np.array(log_probs, np.float64)
+        log_probs[:, [BOS_ID, EOS_ID]] = -np.inf
+        peaks = log_probs.max(1)
+        # Each state's best token counts 1 and so does the beam's best prefix: nothing that matters underflows.
+        probs = np.exp(log_probs - peaks[:, None])
+        self.steps = list(map(Step, probs, _starts(probs, beam_size, margin)))
+        self.beam = {self.ROOT: Paths(1.0, 0.0)}
+        self.log_scale = float(peaks.sum())
+        """Natural logarithm of what the probabilities in the beam are relative to, once all steps are made."""
+        self._vocab_size = log_probs.shape[1]
+        self._numbers = {self.ROOT: 0}
+        self._keys = [self.ROOT]
+
+    def grow(self, step: Step) -> dict[int, Paths]:
+        """Move every prefix over one state: stay by blank or repetition, or grow by a token."""
+        beam, vocab_size, probs = self.beam, self._vocab_size, step.probs
+        blank = probs.item(BLANK_ID)
+        voiced = {key: paths.voiced * probs.item(key % vocab_size) for key, paths in beam.items()}
+        for key, paths in beam.items() if step.starts else ():
+            total = paths.blank + paths.voiced
+            last = key % vocab_size
+            first_child = self._number(key) * vocab_size
+            for token, prob in step.starts:
+                # The same token again is a new one only after a blank.
+                grown = (paths.blank if token == last else total) * prob
+                child = first_child + token
+                voiced[child] = voiced.get(child, 0.0) + grown
+        return {
+            key: Paths((beam[key].blank + beam[key].voiced) * blank if key in beam else 0.0, prob)
+            for key, prob in voiced.items()
+        }
+
+    def keep(self, chosen: dict[int, Paths]) -> None:
+        """Go on with these prefixes, best first."""
+        scale = sum(next(iter(chosen.values())))
+        self.beam = {key: Paths(blank / scale, voiced / scale) for key, (blank, voiced) in chosen.items()}
+        self.log_scale += math.log(scale)
+
+    def origin(self, key: int) -> tuple[int, int]:
+        """Return the key of a prefix's parent, and the prefix's last token."""
+        number, token = divmod(key, self._vocab_size)
+        return self._keys[number], token
 
     def text(self, key: int) -> tuple[int, ...]:
         """Return a prefix's tokens."""
         tokens = []
-        while key != BLANK_ID:
-            number, token = divmod(key, self.vocab_size)
+        while key != self.ROOT:
+            key, token = self.origin(key)
             tokens.append(token)
-            key = self.keys[number]
         return tuple(reversed(tokens))
+
+    def _number(self, key: int) -> int:
+        number = self._numbers.setdefault(key, len(self._keys))
+        if number == len(self._keys):
+            self._keys.append(key)
+        return number
 
 
 def ctc_prefix_beam(log_probs: NDArray[np.floating], beam_size: int, margin: float = MARGIN) -> list[Hypothesis]:
@@ -65,22 +118,15 @@ def ctc_prefix_beam(log_probs: NDArray[np.floating], beam_size: int, margin: flo
 
     log_probs: (states, vocab_size) of one utterance, without padding. A state lengthens texts by its ``beam_size``
     best tokens at most, and by those alone that are within ``margin`` (nats) of its best one; blank and the repetition
-    of a text's last token are always counted. A beam that drops no prefix, with an infinite margin, is exact.
+    of a text's last token are always counted. A beam that drops no prefix, with an infinite margin, is exact. Raises
+    ValueError for a beam that is not positive.
     """
-    if beam_size < 1:
-        raise ValueError(f"beam_size ({beam_size}) must be positive")
-    log_probs = np.array(log_probs, np.float64)
-    log_probs[:, [BOS_ID, EOS_ID]] = -np.inf
-    peaks = log_probs.max(1)
-    # Each state's best token counts 1 and so does the beam's best prefix: nothing that matters underflows.
-    probs = np.exp(log_probs - peaks[:, None])
-    log_scale = float(peaks.sum())
-    prefixes = _Prefixes(log_probs.shape[1])
-    beam = {BLANK_ID: _Paths(1.0, 0.0)}
-    for row, starts in zip(probs, _starts(probs, beam_size, margin), strict=True):
-        beam, scale = _pruned(_advanced(beam, row, starts, prefixes), beam_size)
-        log_scale += math.log(scale)
-    return [Hypothesis(prefixes.text(key), math.log(sum(paths)) + log_scale) for key, paths in beam.items()]
+    search = PrefixBeam(log_probs, beam_size, margin)
+    for step in search.steps:
+        grown = search.grow(step)
+        ranked = sorted(((blank + voiced, key) for key, (blank, voiced) in grown.items()), reverse=True)[:beam_size]
+        search.keep({key: grown[key] for prob, key in ranked if prob})
+    return [Hypothesis(search.text(key), math.log(sum(paths)) + search.log_scale) for key, paths in search.beam.items()]
 
 
 def _starts(probs: NDArray[np.float64], count: int, margin: float) -> list[list[tuple[int, float]]]:
@@ -95,32 +141,3 @@ def _starts(probs: NDArray[np.float64], count: int, margin: float) -> list[list[
         [(token, prob) for token, prob in zip(*row, strict=True) if prob > floor]
         for row in zip(best.tolist(), values.tolist(), strict=True)
     ]
-
-
-def _advanced(
-    beam: dict[int, _Paths], probs: NDArray[np.float64], starts: list[tuple[int, float]], prefixes: _Prefixes
-) -> dict[int, _Paths]:
-    """Move every prefix over one state, probs (vocab_size,): stay by blank or repetition, or grow by a token."""
-    vocab_size = prefixes.vocab_size
-    blank = probs.item(BLANK_ID)
-    voiced = {key: paths.voiced * probs.item(key % vocab_size) for key, paths in beam.items()}
-    for key, paths in beam.items() if starts else ():
-        total = paths.blank + paths.voiced
-        last = key % vocab_size
-        first_child = prefixes.number(key) * vocab_size
-        for token, prob in starts:
-            # The same token again is a new one only after a blank.
-            grown = (paths.blank if token == last else total) * prob
-            child = first_child + token
-            voiced[child] = voiced.get(child, 0.0) + grown
-    return {
-        key: _Paths((beam[key].blank + beam[key].voiced) * blank if key in beam else 0.0, prob)
-        for key, prob in voiced.items()
-    }
-
-
-def _pruned(beam: dict[int, _Paths], size: int) -> tuple[dict[int, _Paths], float]:
-    """Return the ``size`` best possible prefixes, best first, over the best one's probability; and that one."""
-    ranked = sorted(((blank + voiced, key) for key, (blank, voiced) in beam.items()), reverse=True)[:size]
-    scale = ranked[0][0]
-    return {key: _Paths(beam[key].blank / scale, beam[key].voiced / scale) for prob, key in ranked if prob}, scale

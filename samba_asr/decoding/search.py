@@ -5,6 +5,7 @@ from torch import Tensor
 
 from samba_asr.config import SearchConfig
 from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy
+from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.rescoring import rescore
 from samba_asr.decoding.stretches import LONGEST_SECONDS, Stretch, cut_at_blanks, stretch_batches
@@ -47,13 +48,27 @@ def _decoder_search(
     model: SambaASR, encoder_out: Tensor, encoder_lengths: Tensor, config: SearchConfig
 ) -> list[list[int]]:
     """As :func:`search_tokens`, by the searches in which the decoder takes part, each utterance as a whole."""
+    if config.search == "joint":
+        return _joint(model, encoder_out, encoder_lengths, config)
     if config.search == "rescoring":
         log_probs = model.ctc_log_probs(encoder_out).detach().cpu().numpy()
         n_best = [
             ctc_prefix_beam(utterance[:length], config.beam_size)
             for utterance, length in zip(log_probs, encoder_lengths.tolist(), strict=True)
         ]
-        return rescore(model.decoder, encoder_out, encoder_lengths, n_best, config.ctc_weight)
+        return rescore(model.decoder, encoder_out, encoder_lengths, n_best, config.ctc_weight, config.length_bonus)
     seconds = encoder_lengths * model.seconds_per_state
     max_tokens = torch.ceil(seconds * config.max_tokens_per_second).to(torch.int64)
     return autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens)
+
+
+def _joint(model: SambaASR, encoder_out: Tensor, encoder_lengths: Tensor, config: SearchConfig) -> list[list[int]]:
+    """As :func:`_decoder_search`, one utterance after the other."""
+    log_probs = model.ctc_log_probs(encoder_out).detach().cpu().numpy()
+    memory = model.decoder.read_memory(encoder_out, encoder_lengths)
+    found = []
+    for row, length in enumerate(encoder_lengths.tolist()):
+        state = memory.reorder(torch.tensor([row], device=encoder_out.device))
+        settings = (config.beam_size, config.ctc_weight, config.length_bonus)
+        found.append(list(joint_beam(log_probs[row, :length], model.decoder, state, *settings)[0].tokens))
+    return found

@@ -26,6 +26,11 @@ class BlockState(NamedTuple):
         """Pick sequences, (new batch,) int64."""
         return BlockState(self.text.reorder(indices), self.cross.reorder(indices))
 
+    def write(self, indices: Tensor, state: "BlockState") -> None:
+        """See :meth:`DecoderState.write`."""
+        self.text.write(indices, state.text)
+        self.cross.write(indices, state.cross)
+
 
 class DecoderState(NamedTuple):
     """What the decoder remembers of the recording and of the text so far."""
@@ -35,6 +40,11 @@ class DecoderState(NamedTuple):
     def reorder(self, indices: Tensor) -> "DecoderState":
         """Pick hypotheses, (new batch,) int64: for beams, and to repeat an utterance."""
         return DecoderState(tuple(block.reorder(indices) for block in self.blocks))
+
+    def write(self, indices: Tensor, state: "DecoderState") -> None:
+        """Put the states of a batch in the places of others, (batch,) int64: for beams that change in part."""
+        for block, other in zip(self.blocks, state.blocks, strict=True):
+            block.write(indices, other)
 
 
 class DecoderBlock(nn.Module):

@@ -33,6 +33,11 @@ class MixerState(NamedTuple):
         """Pick sequences, (new batch,) int64: for beams."""
         return MixerState(self.conv[indices], self.ssm[indices])
 
+    def write(self, indices: Tensor, state: "MixerState") -> None:
+        """Put the states of a batch in the places of others, (batch,) int64."""
+        self.conv[indices] = state.conv.to(self.conv.dtype)
+        self.ssm[indices] = state.ssm
+
 
 def _initial_delta_bias(size: int) -> Tensor:
     low, high = (math.log(limit) for limit in DELTA_RANGE)

@@ -1,0 +1,151 @@
+"""Joint search: CTC prefix beam search in which the decoder has a say about every token (arXiv 1609.06773, 1408.2873).
+
+It goes through the recording state by state, as CTC does, so that no text outlasts what was said; prefixes are ranked
+by both, so that what CTC spells doubtfully survives where the decoder knows the word.
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from samba_asr.decoding.prefix_beam import Hypothesis, Paths, PrefixBeam
+from samba_asr.model.decoder import Decoder, DecoderState
+from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
+
+MARGIN = 6.0
+"""Nats below the best of its kind from which on a token starts nothing and a text is given up: each text that is kept
+costs a step of the decoder."""
+
+
+def joint_beam(
+    log_probs: NDArray[np.floating],
+    decoder: Decoder,
+    state: DecoderState,
+    beam_size: int,
+    ctc_weight: float,
+    length_bonus: float = 0.0,
+    margin: float = MARGIN,
+) -> list[Hypothesis]:
+    """Return at most ``beam_size`` texts, the best first, and at least one, with their scores.
+
+    A text's score is ctc_weight * CTC + (1 - ctc_weight) * decoder + length_bonus * tokens, both as natural logarithms
+    of its probability, the decoder's end token included.
+
+    log_probs, margin: as in :func:`ctc_prefix_beam`; prefixes whose score is more than margin below the best one's are
+    dropped too, so that where nothing is in doubt there is no beam. state: where the text starts, from
+    :meth:`Decoder.read_memory`, of this recording alone. Raises ValueError for a beam that is not positive.
+    """
+    search = PrefixBeam(log_probs, beam_size, margin)
+    reader = _Reader(decoder, state)
+    weigher = _Weigher(search, ctc_weight, length_bonus)
+    weigher.learn([(search.ROOT, reader.begin(search.ROOT))])
+    for step in search.steps:
+        grown = search.grow(step)
+        ranked = sorted(((weigher.weigh(key, paths), key) for key, paths in grown.items()), reverse=True)
+        least = ranked[0][0] - margin
+        kept = [key for weight, key in ranked[:beam_size] if -math.inf < weight >= least]
+        search.keep({key: grown[key] for key in kept})
+        fresh = [key for key in kept if not reader.knows(key)]
+        weigher.learn(reader.read([(key, *search.origin(key)) for key in fresh]))
+        reader.keep(kept)
+        weigher.keep(kept)
+    found = [(weigher.final(key, paths), key) for key, paths in search.beam.items()]
+    return [Hypothesis(search.text(key), score + ctc_weight * search.log_scale) for score, key in sorted(found)[::-1]]
+
+
+class _Reader:
+    """The decoder's states of the prefixes in a beam, each in a place of a batch; only new ones are written."""
+
+    def __init__(self, decoder: Decoder, state: DecoderState) -> None:
+        self._decoder = decoder
+        self._device = decoder.embedding.weight.device
+        self._start = state
+        self._states = state.reorder(torch.tensor([0], device=self._device))  # a copy
+        self._places: dict[int, int] = {}
+        self._free = [0]
+
+    def begin(self, root: int) -> NDArray[np.float64]:
+        """Start the text; return the log-probabilities of its first token (vocab_size,)."""
+        logits, state = self._decoder.step(torch.tensor([BOS_ID], device=self._device), self._start)
+        self._put([root], state)
+        first: NDArray[np.float64] = _log_probs(logits)[0]
+        return first
+
+    def knows(self, key: int) -> bool:
+        """Return whether a prefix has been read."""
+        return key in self._places
+
+    def read(self, prefixes: list[tuple[int, int, int]]) -> Iterable[tuple[int, NDArray[np.float64]]]:
+        """Read prefixes, each with the one before it and its last token, at once; return what is likely to follow each,
+        (vocab_size,) log-probabilities."""
+        if not prefixes:
+            return []
+        parents = torch.tensor([self._places[parent] for _, parent, _ in prefixes], device=self._device)
+        tokens = torch.tensor([token for _, _, token in prefixes], device=self._device)
+        logits, state = self._decoder.step(tokens, self._states.reorder(parents))
+        keys = [key for key, _, _ in prefixes]
+        self._put(keys, state)
+        return zip(keys, _log_probs(logits), strict=True)
+
+    def keep(self, keys: list[int]) -> None:
+        """Forget all prefixes but these."""
+        gone = self._places.keys() - set(keys)
+        self._free += [self._places.pop(key) for key in gone]
+
+    def _put(self, keys: list[int], state: DecoderState) -> None:
+        while len(self._free) < len(keys):
+            size = len(self._free) + len(self._places)
+            self._states = self._states.reorder(torch.arange(2 * size, device=self._device) % size)
+            self._free += range(size, 2 * size)
+        places = [self._free.pop() for _ in keys]
+        self._places |= zip(keys, places, strict=True)
+        self._states.write(torch.tensor(places, device=self._device), state)
+
+
+class _Weigher:
+    """Scores of prefixes: the CTC head's share and the decoder's."""
+
+    def __init__(self, search: PrefixBeam, ctc_weight: float, length_bonus: float) -> None:
+        self._search = search
+        self._ctc_weight = ctc_weight
+        self._length_bonus = length_bonus
+        self._next: dict[int, NDArray[np.float64]] = {}
+        self._said = {search.ROOT: 0.0}
+
+    def learn(self, read: Iterable[tuple[int, NDArray[np.float64]]]) -> None:
+        """Take up what the decoder says of the tokens after prefixes."""
+        self._next |= {key: (1 - self._ctc_weight) * log_probs for key, log_probs in read}
+
+    def weigh(self, key: int, paths: Paths) -> float:
+        """Return a prefix's score."""
+        said = self._said.get(key)
+        if said is None:
+            parent, token = self._search.origin(key)
+            said = self._said[key] = self._said[parent] + self._next[parent].item(token) + self._length_bonus
+        return self._ctc(paths) + said
+
+    def final(self, key: int, paths: Paths) -> float:
+        """Return a text's score, its end included."""
+        return self._ctc(paths) + self._said[key] + self._next[key].item(EOS_ID)
+
+    def keep(self, keys: list[int]) -> None:
+        """Forget all prefixes but these."""
+        self._next = {key: self._next[key] for key in keys}
+        self._said = {key: self._said[key] for key in keys}
+
+    def _ctc(self, paths: Paths) -> float:
+        total = paths.blank + paths.voiced
+        if not self._ctc_weight:
+            return 0.0 if total else -math.inf
+        return self._ctc_weight * math.log(total) if total else -math.inf
+
+
+def _log_probs(logits: torch.Tensor) -> NDArray[np.float64]:
+    """(batch, vocab_size): without the tokens that no text holds."""
+    logits = logits.double()
+    logits[:, [BLANK_ID, BOS_ID]] = torch.finfo(torch.float32).min  # finite, or a weight of 0 would make NaN of it
+    result: NDArray[np.float64] = logits.log_softmax(-1).cpu().numpy()
+    return result

@@ -1,0 +1,173 @@
+"""Joint search against every path there is, the decoder's own steps, and the searches that it contains."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from model_fixture import CONFIG
+
+from samba_asr.audio.load import load_audio
+from samba_asr.config import SearchConfig
+from samba_asr.decoding.joint import joint_beam
+from samba_asr.decoding.prefix_beam import ctc_prefix_beam
+from samba_asr.decoding.rescoring import decoder_log_probs, rescore
+from samba_asr.decoding.search import search_tokens
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.checkpoint import load_checkpoint
+from samba_asr.model.pretrained import resolve_model
+from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
+
+TOKENS = [1, 4, 5]
+WIDE = 10_000
+
+
+@pytest.fixture(params=["mamba", "mamba2"])
+def model(request):
+    mixer = replace(CONFIG.decoder.mixer, kind=request.param)
+    model = SambaASR(replace(CONFIG, vocab_size=6, decoder=replace(CONFIG.decoder, mixer=mixer))).eval().double()
+    with torch.no_grad():  # random heads say much the same always: spread their answers
+        model.decoder.out_proj.weight *= 8
+        model.ctc_head.weight *= 4
+    return model
+
+
+def random_case(model, states, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(states, 6, generator=generator, dtype=torch.float64)
+    encoder_out = torch.randn(1, max(states, 1), CONFIG.d_model, generator=generator, dtype=torch.float64)
+    return logits.log_softmax(-1).numpy(), model.decoder.read_memory(encoder_out, torch.tensor([states]))
+
+
+def with_decoder(model, log_probs, state):
+    return log_probs, model.decoder, state
+
+
+def every_text(log_probs):
+    """Return each text's log-probability under CTC, from all paths without begin and end, one by one."""
+    texts = {}
+    for path in itertools.product([BLANK_ID, *TOKENS], repeat=len(log_probs)):
+        text = tuple(token for token, _ in itertools.groupby(path) if token != BLANK_ID)
+        texts.setdefault(text, []).append(math.exp(sum(row[token] for row, token in zip(log_probs, path, strict=True))))
+    return {text: math.log(math.fsum(probs)) for text, probs in texts.items()}
+
+
+def spoken(model, state, text):
+    """The decoder's score of one text, a token at a time; blank and begin are never said."""
+    total = 0.0
+    for read, said in zip([BOS_ID, *text], [*text, EOS_ID], strict=True):
+        logits, state = model.decoder.step(torch.tensor([read]), state)
+        logits[:, [BLANK_ID, BOS_ID]] = -torch.inf
+        total += logits.log_softmax(-1)[0, said].item()
+    return total
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("length_bonus", [0.0, 2.0])
+@pytest.mark.parametrize("states", [0, 1, 4])
+def test_a_beam_that_drops_nothing_is_exact(model, states, ctc_weight, length_bonus):
+    for seed in range(3):
+        log_probs, state = random_case(model, states, seed)
+        expected = {
+            text: ctc_weight * log_prob + (1 - ctc_weight) * spoken(model, state, text) + length_bonus * len(text)
+            for text, log_prob in every_text(log_probs).items()
+        }
+        found = joint_beam(log_probs, model.decoder, state, WIDE, ctc_weight, length_bonus, margin=math.inf)
+        assert len(found) == len(expected)
+        assert [h.log_prob for h in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-9)
+        for hypothesis in found:
+            assert hypothesis.log_prob == pytest.approx(expected[hypothesis.tokens], abs=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beam_size", [1, 3, 8])
+def test_with_all_the_weight_on_ctc_it_is_prefix_search(model, beam_size):
+    for seed in range(5):
+        log_probs, state = random_case(model, 12, seed)
+        found = joint_beam(log_probs, model.decoder, state, beam_size, 1.0, margin=math.inf)
+        expected = ctc_prefix_beam(log_probs, beam_size, margin=math.inf)
+        assert [h.tokens for h in found] == [h.tokens for h in expected]
+        assert [h.log_prob for h in found] == pytest.approx([h.log_prob for h in expected], abs=1e-9)
+
+
+@torch.no_grad()
+def test_a_narrow_beam_finds_most_of_what_a_wide_one_does(model):
+    same = 0
+    for seed in range(20):
+        log_probs, state = random_case(model, 6, seed)
+        (best, *_), (found, *_) = (
+            joint_beam(log_probs, model.decoder, state, size, 0.5, margin=math.inf) for size in (WIDE, 6)
+        )
+        assert found.log_prob <= best.log_prob + 1e-9
+        same += found.tokens == best.tokens
+    assert same >= 16
+
+
+@torch.no_grad()
+def test_a_margin_gives_up_what_is_far_behind_and_finds_the_same_text(model):
+    counts = {}
+    for margin in (math.inf, 12.0, 2.0):
+        found = [
+            joint_beam(*with_decoder(model, *random_case(model, 8, seed)), 8, 0.5, margin=margin) for seed in range(8)
+        ]
+        counts[margin] = sum(map(len, found)), [hypotheses[0].tokens for hypotheses in found]
+    assert counts[2.0][0] < counts[12.0][0] <= counts[math.inf][0]
+    assert counts[12.0][1] == counts[math.inf][1]
+
+
+@torch.no_grad()
+def test_a_bonus_lengthens_texts(model):
+    lengths = []
+    for bonus in (-20.0, 0.0, 20.0):
+        cases = [random_case(model, 8, seed) for seed in range(10)]
+        found = [joint_beam(lp, model.decoder, state, 4, 0.5, bonus)[0] for lp, state in cases]
+        lengths.append(sum(len(h.tokens) for h in found))
+    assert lengths[0] < lengths[1] < lengths[2]
+
+
+def test_refuses(model):
+    log_probs, state = random_case(model, 3, 0)
+    with pytest.raises(ValueError, match=r"beam_size \(0\)"):
+        joint_beam(log_probs, model.decoder, state, 0, 0.5)
+
+
+@torch.no_grad()
+def test_a_batch_is_searched_as_if_alone(model):
+    lengths = torch.tensor([20, 7, 0, 13])
+    encoder_out = torch.randn(4, 20, CONFIG.d_model, dtype=torch.float64)
+    config = SearchConfig("joint", beam_size=4, ctc_weight=0.3, length_bonus=1.0)
+    together = search_tokens(model, encoder_out, lengths, config)
+    alone = [
+        search_tokens(model, states[None, :length], torch.tensor([length]), config)[0]
+        for states, length in zip(encoder_out, lengths.tolist(), strict=True)
+    ]
+    assert together == alone and together[2] == [] and len(together[0]) > 3
+    for changes in ({"ctc_weight": 0.9}, {"length_bonus": -3.0}):
+        assert search_tokens(model, encoder_out, lengths, replace(config, **changes)) != together
+
+
+@torch.inference_mode()
+def test_on_speech_it_finds_no_worse_a_text_than_rescoring(clips):
+    model, _ = load_checkpoint(resolve_model(None))
+    waveform = torch.from_numpy(load_audio(clips[1][0]))[None]
+    encoder_out, lengths = model.encode(waveform, torch.tensor([waveform.shape[1]]))
+    log_probs = model.ctc_log_probs(encoder_out)
+    state = model.decoder.read_memory(encoder_out, lengths)
+    best = joint_beam(log_probs[0].numpy(), model.decoder, state, 8, 0.6, 0.5)[0]
+    n_best = ctc_prefix_beam(log_probs[0].numpy(), 8)
+    (rescored,) = rescore(model.decoder, encoder_out, lengths, [n_best], 0.6, 0.5)
+
+    def total(text):
+        targets = torch.tensor([list(text)])
+        ctc = -torch.nn.functional.ctc_loss(
+            log_probs.transpose(0, 1), targets, lengths, torch.tensor([len(text)]), blank=BLANK_ID, reduction="sum"
+        )
+        said = decoder_log_probs(model.decoder, state, [text])[0]
+        return float(0.6 * ctc + 0.4 * said + 0.5 * len(text))
+
+    assert total(best.tokens) == pytest.approx(best.log_prob, abs=0.1)
+    assert total(best.tokens) >= total(rescored) - 0.1
+    assert np.isfinite(best.log_prob)
