@@ -75,8 +75,8 @@ def ssd_step(
         x_, B_, C_ = (tensor.to(compute) for tensor in (x, B, C))
         step = step_size(delta.to(compute), delta_bias, delta_softplus)
         decay = torch.exp(step * A.to(compute))[..., None, None]
-        drive = (step.unsqueeze(-1) * x_).unsqueeze(-1) * B_[:, None, None]
-        state = decay * state.to(compute) + drive
+        driven = (step.unsqueeze(-1) * x_).unsqueeze(-1)
+        state = torch.addcmul(decay * state.to(compute), driven, B_[:, None, None])
         y = (state @ C_[:, None, :, None]).squeeze(-1)
         if D is not None:
             y = y + x_ * D.to(compute).unsqueeze(-1)
