@@ -9,7 +9,7 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-AUDIO ?= tests/data/librispeech-2428-83699-0033.mp3
+AUDIO ?= tests/data/librispeech-2277-149897-0027.mp3
 HOST ?= 127.0.0.1
 PORT ?= 7860
 export AUDIO PYTHON
