@@ -11,6 +11,7 @@ from samba_asr.config import SearchConfig
 from samba_asr.decoding import search as search_module
 from samba_asr.decoding import stretches as stretches_module
 from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy
+from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.rescoring import rescore
 from samba_asr.decoding.search import search_tokens
@@ -179,6 +180,13 @@ def whole(model, states, lengths, config):
         caps = torch.ceil(lengths * 0.04 * config.max_tokens_per_second).long()
         return autoregressive_greedy(model.decoder, states, lengths, caps)
     log_probs = model.ctc_log_probs(states).numpy()
+    if config.search == "joint":
+        memory = [
+            model.decoder.read_memory(row[None, :n], torch.tensor([n])) for row, n in zip(states, lengths, strict=True)
+        ]
+        rows = zip(log_probs, lengths, memory, strict=True)
+        settings = (config.beam_size, config.ctc_weight, config.length_bonus)
+        return [list(joint_beam(row[:n], model.decoder, state, *settings)[0].tokens) for row, n, state in rows]
     n_best = [ctc_prefix_beam(row[:length], config.beam_size) for row, length in zip(log_probs, lengths, strict=True)]
     return rescore(model.decoder, states, lengths, n_best, config.ctc_weight)
 

@@ -20,6 +20,7 @@ MARGIN = 6.0
 costs a step of the decoder."""
 
 
+@torch.no_grad()
 def joint_beam(
     log_probs: NDArray[np.floating],
     decoder: Decoder,
