@@ -5,13 +5,13 @@ by both, so that what CTC spells doubtfully survives where the decoder knows the
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samba_asr.decoding.prefix_beam import Hypothesis, Paths, PrefixBeam
+from samba_asr.decoding.prefix_beam import Hypothesis, Paths, PrefixBeam, Step
 from samba_asr.model.decoder import Decoder, DecoderState
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
@@ -44,17 +44,29 @@ def joint_beam(
     weigher = _Weigher(search, ctc_weight, length_bonus)
     weigher.learn([(search.ROOT, reader.begin(search.ROOT))])
     for step in search.steps:
+        weigher.learn(reader.read(_unread(search, reader, step)))
         grown = search.grow(step)
         ranked = sorted(((weigher.weigh(key, paths), key) for key, paths in grown.items()), reverse=True)
         least = ranked[0][0] - margin
         kept = [key for weight, key in ranked[:beam_size] if -math.inf < weight >= least]
         search.keep({key: grown[key] for key in kept})
-        fresh = [key for key in kept if not reader.knows(key)]
-        weigher.learn(reader.read([(key, *search.origin(key)) for key in fresh]))
-        reader.keep(kept)
-        weigher.keep(kept)
+        parents = {parent for _, parent, _ in _unread(search, reader)}  # still to be read on from
+        reader.keep(parents.union(kept))
+        weigher.keep(parents.union(kept))
+    weigher.learn(reader.read(_unread(search, reader)))
     found = [(weigher.final(key, paths), key) for key, paths in search.beam.items()]
     return [Hypothesis(search.text(key), score + ctc_weight * search.log_scale) for score, key in sorted(found)[::-1]]
+
+
+def _unread(search: PrefixBeam, reader: "_Reader", step: Step | None = None) -> list[tuple[int, int, int]]:
+    """Return the beam's prefixes that the decoder has not read, each with the one before it and its last token; those
+    alone that a step lengthens, if one is given: many a prefix is gone before anything could follow it."""
+    unread = ((key, paths, *search.origin(key)) for key, paths in search.beam.items() if not reader.knows(key))
+    return [
+        (key, parent, last)
+        for key, paths, parent, last in unread
+        if step is None or any(token != last or paths.blank for token, _ in step.starts)
+    ]
 
 
 class _Reader:
@@ -91,9 +103,9 @@ class _Reader:
         self._put(keys, state)
         return zip(keys, _log_probs(logits), strict=True)
 
-    def keep(self, keys: list[int]) -> None:
+    def keep(self, keys: Set[int]) -> None:
         """Forget all prefixes but these."""
-        gone = self._places.keys() - set(keys)
+        gone = self._places.keys() - keys
         self._free += [self._places.pop(key) for key in gone]
 
     def _put(self, keys: list[int], state: DecoderState) -> None:
@@ -122,6 +134,8 @@ class _Weigher:
 
     def weigh(self, key: int, paths: Paths) -> float:
         """Return a prefix's score."""
+        if not sum(paths):
+            return -math.inf
         said = self._said.get(key)
         if said is None:
             parent, token = self._search.origin(key)
@@ -132,16 +146,13 @@ class _Weigher:
         """Return a text's score, its end included."""
         return self._ctc(paths) + self._said[key] + self._next[key].item(EOS_ID)
 
-    def keep(self, keys: list[int]) -> None:
+    def keep(self, keys: Set[int]) -> None:
         """Forget all prefixes but these."""
-        self._next = {key: self._next[key] for key in keys}
+        self._next = {key: self._next[key] for key in keys if key in self._next}
         self._said = {key: self._said[key] for key in keys}
 
     def _ctc(self, paths: Paths) -> float:
-        total = paths.blank + paths.voiced
-        if not self._ctc_weight:
-            return 0.0 if total else -math.inf
-        return self._ctc_weight * math.log(total) if total else -math.inf
+        return self._ctc_weight * math.log(paths.blank + paths.voiced) if self._ctc_weight else 0.0
 
 
 def _log_probs(logits: torch.Tensor) -> NDArray[np.float64]:
