@@ -26,6 +26,7 @@ import torch
 
 from samba_asr.audio.load import load_audio
 from samba_asr.config import Search
+from samba_asr.evaluation.arguments import positive_int
 from samba_asr.evaluation.wer import ScoredUtterance, score
 from samba_asr.training.manifest import Utterance, export_tsv, read_manifest
 from samba_asr.transcriber import Transcriber
@@ -104,24 +105,16 @@ def run_peer(options: argparse.Namespace, engine: str, table: Path, core: int | 
     return float(numbers[1]) / 100, float(numbers[2])
 
 
-def positive(text: str) -> int:
-    """Read a positive number. Raises ValueError for another."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be positive")
-    return number
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint folder, or a name in pretrained/ (as transcribe.py)")
     parser.add_argument("--manifest", type=Path, required=True, metavar="JSONL", help="utterances, made by prepare.py")
-    parser.add_argument("--limit", type=positive, default=200, metavar="N", help="only the first N utterances (200)")
+    parser.add_argument("--limit", type=positive_int, default=200, metavar="N", help="only the first N (200)")
     parser.add_argument(
         "--search", nargs="+", choices=get_args(Search), default=["ctc", "rescoring"], help="ours (ctc rescoring)"
     )
-    parser.add_argument("--rounds", type=positive, default=3, metavar="N", help="of which the medians are taken (3)")
+    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="medians are of these (3)")
     parser.add_argument("--peers", metavar="FILE", help="Python program that runs other recognisers")
     parser.add_argument("--peers-python", default=sys.executable, metavar="FILE", help="what runs it (this Python)")
     parser.add_argument("--engines", nargs="+", default=[], metavar="NAME", help="other recognisers, as it names them")

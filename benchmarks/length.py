@@ -22,6 +22,7 @@ import torch
 
 from samba_asr.audio.load import load_audio
 from samba_asr.config import Search
+from samba_asr.evaluation.arguments import positive_float, positive_int
 from samba_asr.evaluation.report import percent
 from samba_asr.evaluation.wer import ScoredUtterance, score
 from samba_asr.training.manifest import read_manifest
@@ -149,17 +150,6 @@ def table(rows: Sequence[Row], search: str) -> str:
     return "\n".join(lines)
 
 
-def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    """Return a parser of positive numbers."""
-
-    def number(text: str) -> float:
-        if not kind(text) > 0:
-            raise argparse.ArgumentTypeError(f"{text} must be positive")
-        return kind(text)
-
-    return number
-
-
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; exits with status 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,17 +158,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         nargs="+",
-        type=positive(float),
+        type=positive_float,
         default=[30.0, 60.0, 300.0],
         metavar="S",
         help="lengths (30 60 300)",
     )
-    parser.add_argument("--total", type=positive(float), default=600.0, metavar="S", help="audio a row, at least (600)")
+    parser.add_argument("--total", type=positive_float, default=600.0, metavar="S", help="audio a row, at least (600)")
     parser.add_argument(
         "--search", choices=get_args(Search), help="beside ctc, and the one that is timed (the model's)"
     )
-    parser.add_argument("--rounds", type=positive(int), default=3, metavar="N", help="times are medians over these (3)")
-    parser.add_argument("--threads", type=positive(int), metavar="N", help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="times are medians over these (3)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     return parser.parse_args(arguments)
 

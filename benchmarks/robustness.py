@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from samba_asr.audio.noise import coloured_noise
 from samba_asr.config import Search
+from samba_asr.evaluation.arguments import positive_int
 from samba_asr.evaluation.repetition import invented_runs
 from samba_asr.evaluation.wer import normalize_for_scoring
 from samba_asr.training.manifest import Utterance, read_manifest
@@ -125,22 +126,15 @@ def sound_table(transcriber: Transcriber, seconds: float) -> str:
     return "\n".join(lines)
 
 
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
-
-
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line; exits with status 2 where it is wrong."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="checkpoint folder, or a name in pretrained/ (default: as transcribe.py)")
     parser.add_argument("--manifests", nargs="+", type=Path, default=[], metavar="JSONL", help="one set each")
     parser.add_argument("--search", choices=get_args(Search), help="how to search (the model's)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N utterances of each set")
-    parser.add_argument("--seconds", type=positive, default=60, metavar="S", help="length of each sound (60)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N utterances of each set")
+    parser.add_argument("--seconds", type=positive_int, default=60, metavar="S", help="length of each sound (60)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     return parser.parse_args(arguments)
 

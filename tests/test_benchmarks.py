@@ -157,7 +157,7 @@ def test_what_cannot_be_measured_beside_peers(asr, tiny_checkpoint, manifest, tm
     ):
         assert asr.main(["--model", str(tiny_checkpoint), *flags]) == 2
         assert message in capsys.readouterr().err
-    for flags, message in ((["--limit", "0"], "0 must be positive"), (["--engines", "x"], "--engines needs --peers")):
+    for flags, message in ((["--limit", "0"], "0 must be at least 1"), (["--engines", "x"], "--engines needs --peers")):
         with pytest.raises(SystemExit):
             asr.main(["--manifest", str(manifest), *flags])
         assert message in capsys.readouterr().err

@@ -385,6 +385,8 @@ def test_text_reaches_the_decoder_but_not_its_own_development_set(corpus, tmp_pa
     train(settings(corpus, max_steps=2, average_last=1), tmp_path / "without")
     with_text, without = weights_of(tmp_path / "with"), weights_of(tmp_path / "without")
     assert not torch.equal(with_text["decoder.out_proj.weight"], without["decoder.out_proj.weight"])
+    (row,) = (row for row in read_metrics(tmp_path / "with" / "metrics.csv") if "loss" in row)
+    assert row["loss"] == pytest.approx(0.3 * row["ctc"] + 0.7 * row["decoder"] + 0.5 * row["text"], rel=1e-4)
 
 
 def test_encoder_weights_that_do_not_fit(corpus, tmp_path):
@@ -567,7 +569,8 @@ def test_steps_that_are_not_finite_are_skipped(corpus, tmp_path, monkeypatch, ca
     def losses(self, batch):
         found = clean(self, batch)
         damage = {2: lambda x: x + torch.nan, 5: lambda x: x * torch.inf, 6: lambda x: x * torch.nan}
-        return found._replace(total=damage.get(self.progress.position, lambda x: x)(found.total))
+        total = damage.get(self.progress.position, lambda x: x)(found.recordings.total)
+        return found._replace(recordings=found.recordings._replace(total=total))
 
     monkeypatch.setattr("samba_asr.training.module.MAX_SKIPPED_IN_A_ROW", 3)
     monkeypatch.setattr(TrainingModule, "losses", losses)

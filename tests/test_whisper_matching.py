@@ -16,6 +16,7 @@ from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.encoder import Encoder
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training.callbacks import read_metrics
 from samba_asr.training.config import DataConfig, EncoderTuningConfig, OptimiserConfig, TrainingConfig
 from samba_asr.training.manifest import write_manifest
 from samba_asr.training.run import train
@@ -152,3 +153,8 @@ def test_training_keeps_the_distilled_block_near_its_teacher(run, clips, tmp_pat
     )
     assert weak == pytest.approx(without, rel=0.05)
     assert strong < 0.9 * without
+    rows = [row for row in read_metrics(tmp_path / "strong" / "metrics.csv") if "loss" in row]
+    for row in rows:
+        assert row["loss"] == pytest.approx(0.3 * row["ctc"] + 0.7 * row["decoder"] + 10.0 * row["teacher"], rel=1e-4)
+    assert rows[-1]["teacher"] < rows[0]["teacher"]
+    assert not any("teacher" in row for row in read_metrics(tmp_path / "without" / "metrics.csv"))

@@ -24,6 +24,7 @@ from tqdm import tqdm
 try:
     from samba_asr.audio.load import load_audio
     from samba_asr.config import Search, SearchConfig
+    from samba_asr.evaluation.arguments import natural_int, positive_int
     from samba_asr.evaluation.report import SetResult, combine, summary_line, write_report
     from samba_asr.evaluation.wer import ScoredUtterance
     from samba_asr.training.manifest import Utterance, read_manifest
@@ -33,20 +34,6 @@ except ModuleNotFoundError as error:
     sys.exit(f"evaluate.py: evaluation needs more packages ({error}); install them with: pip install -e '.[train]'")
 
 DONE, SOME_UNREADABLE, USAGE, INTERRUPTED = 0, 1, 2, 130
-
-
-def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return int(text)
-
-
-def not_negative(text: str) -> int:
-    """Parse a whole number of at least 0."""
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 0")
-    return int(text)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -77,14 +64,14 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--length-bonus", type=float, metavar="B", help="rescoring, joint: added for each token (the checkpoint's)"
     )
     parser.add_argument(
-        "--batch-seconds", type=positive, default=60, metavar="S", help="audio in a batch, padding included (60)"
+        "--batch-seconds", type=positive_int, default=60, metavar="S", help="audio in a batch, padding included (60)"
     )
-    parser.add_argument("--limit", type=positive, metavar="N", help="only the first N utterances of each set")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N utterances of each set")
     parser.add_argument(
-        "--worst", type=not_negative, default=5, metavar="N", help="worst utterances shown of each set (5)"
+        "--worst", type=natural_int, default=5, metavar="N", help="worst utterances shown of each set (5)"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: PyTorch's)")
+    parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
     return parser.parse_args(arguments)
 
 

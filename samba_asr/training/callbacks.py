@@ -4,6 +4,7 @@ import csv
 import logging
 import math
 import signal
+import statistics
 import sys
 import threading
 import time
@@ -27,6 +28,8 @@ COLUMNS = (
     "loss",
     "ctc",
     "decoder",
+    "teacher",
+    "text",
     "grad_norm",
     "audio_hours",
     "audio_seconds_per_second",
@@ -37,8 +40,10 @@ COLUMNS = (
     "dev_wer",
     "exported",
 )
-"""Of metrics.csv. Losses are means over the steps since the row before; a cell without a value is empty. The last row
-has the scores of the exported weights, and a 1 under ``exported``."""
+"""Of metrics.csv. Losses are means over the steps since the row before that had them, and ``loss`` is all that was
+lowered: what the transcripts give, and by weight the distance from a teacher's states (``teacher``) and the decoder's
+loss on text (``text``). A cell without a value is empty. The last row has the scores of the exported weights, and a 1
+under ``exported``."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -83,8 +88,8 @@ class Metrics(lightning.Callback):
     def __init__(self, path: Path, every: int = 10) -> None:
         self.path = path
         self.every = every
-        self._sums: dict[str, float] = {}
-        self._count = 0
+        self._values: dict[str, list[float]] = {}
+        self._audio_seconds = 0.0
         self._seconds = 0.0
         self._learning_rate = 0.0
         self._mark = time.monotonic()
@@ -118,34 +123,22 @@ class Metrics(lightning.Callback):
         self._seconds += now - self._mark
         self._mark = now
         if math.isfinite(outputs["total"]) and math.isfinite(outputs["grad_norm"]):
-            for name in ("total", "ctc", "decoder", "grad_norm"):
-                self._sums[name] = self._sums.get(name, 0.0) + outputs[name]
-            self._count += 1
-        self._sums["audio_seconds"] = self._sums.get("audio_seconds", 0.0) + outputs["audio_seconds"]
+            for name in outputs.keys() - {"lr", "audio_seconds"}:
+                self._values.setdefault(name, []).append(outputs[name])
+        self._audio_seconds += outputs["audio_seconds"]
         self._learning_rate = outputs["lr"]
         self._bar.n = trainer.global_step
-        if trainer.global_step and trainer.global_step % self.every == 0 and self._count:
+        if trainer.global_step and trainer.global_step % self.every == 0 and self._values:
             self._write_window(trainer, pl_module)
         self._bar.update(0)
 
     def _write_window(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        means = {name: value / self._count for name, value in self._sums.items() if name != "audio_seconds"}
-        speed = self._sums["audio_seconds"] / self._seconds
-        self._append(
-            trainer,
-            pl_module,
-            {
-                "lr": self._learning_rate,
-                "loss": means["total"],
-                "ctc": means["ctc"],
-                "decoder": means["decoder"],
-                "grad_norm": means["grad_norm"],
-                "audio_seconds_per_second": speed,
-            },
-        )
-        rates = f"lr {self._learning_rate:.1e}, {speed:.0f} audio s/s"
-        self._bar.set_postfix_str(f"loss {means['total']:.3f}, {rates}", False)
-        self._sums, self._count, self._seconds = {}, 0, 0.0
+        means = {name: statistics.fmean(values) for name, values in self._values.items()}
+        loss, speed = means.pop("total"), self._audio_seconds / self._seconds
+        rates = {"lr": self._learning_rate, "audio_seconds_per_second": speed}
+        self._append(trainer, pl_module, {**means, **rates, "loss": loss})
+        self._bar.set_postfix_str(f"loss {loss:.3f}, lr {self._learning_rate:.1e}, {speed:.0f} audio s/s", False)
+        self._values, self._audio_seconds, self._seconds = {}, 0.0, 0.0
 
     def _append(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, values: Mapping[str, float]
@@ -167,7 +160,7 @@ class Metrics(lightning.Callback):
         self._mark = time.monotonic()
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if self._count:
+        if self._values:
             self._write_window(trainer, pl_module)
         self._bar.close()
 

@@ -14,6 +14,7 @@ _PANELS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
             ("loss", "train"),
             ("ctc", "train, CTC"),
             ("decoder", "train, decoder"),
+            ("text", "train, decoder on text"),
             ("dev_loss", "dev"),
             ("dev_ctc", "dev, CTC"),
             ("dev_decoder", "dev, decoder"),

@@ -5,7 +5,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning
 import torch
@@ -52,6 +52,17 @@ class DevScores:
     ctc: float
     decoder: float
     wer: float | None
+
+
+class StepLosses(NamedTuple):
+    """What a training step has to lower."""
+
+    recordings: Losses
+    """Of the transcripts."""
+    teacher: Tensor | None
+    """Distance from the teacher's states, None without a teacher or while its blocks are frozen."""
+    text: Tensor | None
+    """The decoder's loss on text without recordings, None without any."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -140,8 +151,12 @@ class TrainingModule(lightning.LightningModule):
         self._fit_started = time.monotonic()
         self._minutes_before = self.progress.minutes
 
-    def losses(self, batch: Batch) -> Losses:
+    def losses(self, batch: Batch) -> StepLosses:
         """Return the losses of a training batch, its features masked, its backward scans limited or not, by chance."""
+        recordings, teacher = self._losses_of_recordings(batch)
+        return StepLosses(recordings, teacher, self._text_loss())
+
+    def _losses_of_recordings(self, batch: Batch) -> tuple[Losses, Tensor | None]:
         encoder = self.config.encoder
         with torch.no_grad():
             features, lengths = self.model.features(batch.waveforms, batch.waveform_lengths)
@@ -156,17 +171,15 @@ class TrainingModule(lightning.LightningModule):
         losses = self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **settings)
         (matching,) = self._matching
         if matching is None or self.global_step < encoder.frozen_steps:
-            return losses
+            return losses, None
         spoken = [row for row, count in enumerate(batch.token_lengths.tolist()) if count]  # the others are noise alone
         said = outputs[-1 - encoder.new_blocks][spoken]
-        error = matching(said, lengths[spoken], batch.places[spoken].tolist())
-        return losses if error is None else losses._replace(total=losses.total + encoder.teacher_weight * error)
+        return losses, matching(said, lengths[spoken], batch.places[spoken].tolist())
 
     def _decoder_learns(self) -> bool:
         return bool(self.global_step >= self.config.decoder_from_step)
 
-    def text_loss(self) -> Tensor | None:
-        """Return the decoder's loss on this step's text, None without any."""
+    def _text_loss(self) -> Tensor | None:
         if self.text is None or not self._decoder_learns():
             return None
         tokens, lengths = (tensor.to(self.device) for tensor in self.text.batch(self.progress.position))
@@ -181,8 +194,9 @@ class TrainingModule(lightning.LightningModule):
         for parameter in self.carried_parameters():
             parameter.requires_grad_(self.global_step >= self.config.encoder.frozen_steps)
         losses = self.losses(batch)
-        text_loss = self.text_loss()
-        total = losses.total if text_loss is None else losses.total + self.config.text.weight * text_loss
+        weights = {"teacher": self.config.encoder.teacher_weight, "text": self.config.text.weight}
+        others = {name: loss for name in weights if (loss := getattr(losses, name)) is not None}
+        total = losses.recordings.total + sum(weights[name] * loss for name, loss in others.items())
         self.manual_backward(total)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimiser.gradient_clip)
         if bool(torch.isfinite(total) & torch.isfinite(norm)):
@@ -197,9 +211,10 @@ class TrainingModule(lightning.LightningModule):
         self.progress.minutes = self._minutes_before + (time.monotonic() - self._fit_started) / 60
         return {
             "lr": learning_rate,
-            "total": losses.total.item(),
-            "ctc": losses.ctc.item(),
-            "decoder": losses.decoder.item(),
+            "total": total.item(),
+            "ctc": losses.recordings.ctc.item(),
+            "decoder": losses.recordings.decoder.item(),
+            **{name: loss.item() for name, loss in others.items()},
             "grad_norm": float(norm),
             "audio_seconds": audio_seconds,
         }
