@@ -168,8 +168,9 @@ def _open_ffmpeg(file: io.FileIO) -> av.container.InputContainer:
 def _decode_ffmpeg(file: io.FileIO) -> _Decoded:
     blocks: list[np.ndarray] = []
     rate, problem = 0, ""
-    if os.fstat(file.fileno()).st_size < SMALLEST_FILE:
-        return _joined([], rate, "is too short to hold audio")
+    size = os.fstat(file.fileno()).st_size
+    if size < SMALLEST_FILE:
+        return _joined([], rate, f"is too short to hold audio ({size} bytes), or is not audio")
     try:
         with _open_ffmpeg(file) as container:
             stream = container.streams.best("audio")
