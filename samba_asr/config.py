@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CONFIG_VERSION = 3
+CONFIG_VERSION = 4
 """Of ``config.json``: increase it with every field that is added, removed or redefined (and see checkpoint.py)."""
 
 Normalisation = Literal["whisper", "global", "causal"]
 MixerKind = Literal["mamba", "mamba2"]
-Subsampling = Literal["conv4x", "whisper", "whisper4x"]
+Subsampling = Literal["conv4x", "whisper", "whisper4x", "whisper8x"]
 Search = Literal["ctc", "autoregressive", "rescoring", "joint"]
 
 
@@ -107,7 +107,7 @@ class EncoderConfig:
     """Bidirectional blocks."""
     subsampling: Subsampling = "conv4x"
     """conv4x: two strided Conv2d, 40 ms a state; whisper: Whisper's two Conv1d, 20 ms a state; whisper4x: a third
-    Conv1d joins pairs of those, 40 ms a state."""
+    Conv1d joins pairs of those, 40 ms a state; whisper8x: a fourth joins pairs of these, 80 ms a state."""
     subsampling_channels: int = 32
     """conv4x: channels of its convolutions."""
     d_ff: int = 640
@@ -118,6 +118,8 @@ class EncoderConfig:
     """Probability of skipping the last block's branches for an utterance; falls linearly to 0 at the first block."""
     mixer: MixerConfig = field(default_factory=MixerConfig)
     """The mixer, once for each direction."""
+    shared_projections: bool = False
+    """The two directions share their first and last projection, which halves their cost."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "n_layers", "subsampling_channels")
@@ -129,7 +131,7 @@ class EncoderConfig:
     @property
     def subsampling_factor(self) -> int:
         """Frames a state."""
-        return {"conv4x": 4, "whisper": 2, "whisper4x": 4}[self.subsampling]
+        return {"conv4x": 4, "whisper": 2, "whisper4x": 4, "whisper8x": 8}[self.subsampling]
 
 
 @dataclass(frozen=True)
@@ -234,9 +236,9 @@ def _from_dict(cls: Any, values: Any, where: str, complete: bool) -> Any:
         if dataclasses.is_dataclass(kind):
             value = _from_dict(kind, value, f"{where}.{name}", complete)
         else:
-            expected: Any = {int: int, float: (int, float)}.get(kind, str)
-            if isinstance(value, bool) or not isinstance(value, expected):
-                names = {int: "int", float: "float"}
+            expected: Any = {bool: bool, int: int, float: (int, float)}.get(kind, str)
+            if isinstance(value, bool) != (kind is bool) or not isinstance(value, expected):
+                names = {bool: "bool", int: "int", float: "float"}
                 raise ValueError(f"{where}.{name} ({value!r}) must be of type {names.get(kind, 'str')}")
         arguments[name] = value
     return cls(**arguments)

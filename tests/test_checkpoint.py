@@ -108,6 +108,13 @@ def test_version_1_takes_the_defaults_of_what_came_later(folder):
     change_config(folder, version=3)
     with pytest.raises(CheckpointError, match=r"model.search lacks length_bonus"):
         load_checkpoint(folder)
+    encoder = {name: value for name, value in config["model"]["encoder"].items() if name != "shared_projections"}
+    of_version_3 = config["model"] | {"search": of_version_2 | {"length_bonus": 0.5}, "encoder": encoder}
+    change_config(folder, version=3, model=of_version_3)
+    assert load_checkpoint(folder)[0].config.encoder.shared_projections is False
+    change_config(folder, version=4)
+    with pytest.raises(CheckpointError, match=r"model.encoder lacks shared_projections"):
+        load_checkpoint(folder)
     for broken, says in (
         (config["model"] | {"search": 3}, r"model.search \(3\)"),
         (3, r"model \(3\)"),

@@ -37,6 +37,7 @@ def test_tiny_is_deep_enough():
         ({"encoder": {"n_layer": 3}}, "model.encoder.n_layer is unknown"),
         ({"d_model": "160"}, r"model.d_model \('160'\) must be of type int"),
         ({"d_model": True}, r"model.d_model \(True\)"),
+        ({"encoder": {"shared_projections": 1}}, r"model.encoder.shared_projections \(1\) must be of type bool"),
         ({"encoder": 3}, r"model.encoder \(3\) must be an object"),
         ({"d_model": 0}, r"d_model \(0\) must be positive"),
         ({"d_model": 100}, r"head_dim \(64\) must divide expand \* d_model \(200\)"),

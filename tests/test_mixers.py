@@ -231,8 +231,9 @@ def test_gradients_equal_finite_differences(kind, reverse):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [1.0, torch.nan])
-def test_bidirectional_batch_equals_each_alone_with_gradients(kind, value):
-    mixer = BidirectionalMixer(D_MODEL, CONFIG[kind]).double()
+@pytest.mark.parametrize("shared", [False, True])
+def test_bidirectional_batch_equals_each_alone_with_gradients(kind, value, shared):
+    mixer = BidirectionalMixer(D_MODEL, CONFIG[kind], shared).double()
     x, weights = randn(5, 9, D_MODEL), randn(5, 9, D_MODEL)
     batched = with_padding(x, RAGGED, value).requires_grad_()
     y, lengths = mixer(batched, RAGGED)
@@ -263,6 +264,23 @@ def test_bidirectional_is_the_sum_of_two_directions_with_their_own_weights(kind)
     expected = [f"{way}.{name}" for way in ("forwards", "backwards") for name in SHAPES[kind]]
     assert list(dict(mixer.named_parameters())) == expected
     assert not torch.equal(mixer.forwards.in_proj.weight, mixer.backwards.in_proj.weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("chunk", [None, 1, 4, 20])
+def test_shared_projections_equal_two_mixers_with_the_same_ones(kind, chunk):
+    shared, apart = (BidirectionalMixer(D_MODEL, CONFIG[kind], common).double() for common in (True, False))
+    with torch.no_grad():
+        for parameter in shared.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.7)
+    weights = shared.state_dict()
+    common = ("in_proj.weight", "out_proj.weight")
+    assert [name for name in SHAPES[kind] if f"backwards.{name}" not in weights] == list(common)
+    apart.load_state_dict(weights | {f"backwards.{name}": weights[f"forwards.{name}"] for name in common})
+    x = with_padding(randn(5, 9, D_MODEL), RAGGED, torch.nan)
+    assert_close(shared(x, RAGGED, chunk), apart(x, RAGGED, chunk))
+    assert shared.out_projections() == [shared.forwards.out_proj]
+    assert apart.out_projections() == [apart.forwards.out_proj, apart.backwards.out_proj]
 
 
 @pytest.mark.filterwarnings("error")

@@ -324,6 +324,16 @@ def test_a_whisper_encoder_starts_one_of_half_the_states(whole, data, tmp_path):
     assert load_encoder(tmp_path / "run")[1].encoder.subsampling == "whisper4x"
 
 
+def test_a_quarter_of_the_states_and_shared_projections(data, tmp_path):
+    """The most sparing student, through both stages."""
+    distil(settings(data, subsampling="whisper8x", shared_projections=True), tmp_path / "run")
+    encoder, config = load_encoder(tmp_path / "run")
+    assert (config.encoder.subsampling, config.encoder.shared_projections) == ("whisper8x", True)
+    assert {row["stage"] for row in rows(tmp_path / "run")} == {"layers", "encoder"}
+    _, lengths = encoder(torch.randn(1, 800, config.features.n_mels), torch.tensor([800]))
+    assert lengths.tolist() == [100]
+
+
 def test_what_cannot_be_started_from(whole, half_the_states, data, tmp_path):
     def start(path, **changes):
         Distillation(settings(data, init_from=str(path), **changes), tmp_path / "unused")

@@ -13,7 +13,8 @@ from samba_asr.model.encoder import Encoder
 from samba_asr.training.whisper.network import build_teacher
 from samba_asr.training.whisper.student import copy_teacher, relative_error, student_config
 
-KINDS = ["whisper", "whisper4x"]
+KINDS = ["whisper", "whisper4x", "whisper8x"]
+STRIDE = {"whisper": 1, "whisper4x": 2, "whisper8x": 4}
 MIXER = MixerConfig(expand=1, d_state=8)
 
 
@@ -44,7 +45,8 @@ def test_the_student_has_the_teacher_s_sizes(teacher):
     encoder = config.encoder
     assert (config.d_model, config.features.n_mels) == (D_MODEL, N_MELS)
     assert (encoder.n_layers, encoder.d_ff, encoder.dropout, encoder.drop_path) == (N_LAYERS, 4 * D_MODEL, 0.0, 0.0)
-    assert encoder.subsampling == "whisper4x" and encoder.mixer == MIXER
+    assert encoder.subsampling == "whisper4x" and encoder.mixer == MIXER and not encoder.shared_projections
+    assert student_config(teacher, MIXER, "whisper4x", shared_projections=True).encoder.shared_projections
     assert config.features.normalisation == "causal"
 
 
@@ -72,7 +74,7 @@ def test_without_mixers_the_student_is_stem_and_feed_forward(teacher, subsamplin
 
     x = F.gelu(F.conv1d(features.double().mT, w["encoder.conv1.weight"], w["encoder.conv1.bias"], padding=1))
     x = F.gelu(F.conv1d(x, w["encoder.conv2.weight"], w["encoder.conv2.bias"], stride=2, padding=1)).mT
-    x = x[:, ::2] if subsampling == "whisper4x" else x
+    x = x[:, :: STRIDE[subsampling]]
     given = []
     for block in (f"encoder.blocks.{i}" for i in range(N_LAYERS)):
         given.append(norm(f"{block}.attn_ln", x))
@@ -179,7 +181,7 @@ LENGTHS = torch.tensor([97, 1, 2, 3, 4, 5, 60])
 
 
 @torch.no_grad()
-def test_whisper4x_starts_as_every_second_state(teacher):
+def test_fewer_states_start_as_every_second_and_every_fourth(teacher):
     features = torch.randn(len(LENGTHS), 97, N_MELS)
     two, two_lengths = student(teacher, "whisper").subsampling(features, LENGTHS)
     four, four_lengths = student(teacher, "whisper4x").subsampling(features, LENGTHS)
@@ -188,15 +190,19 @@ def test_whisper4x_starts_as_every_second_state(teacher):
     assert four.shape == (len(LENGTHS), 25, D_MODEL)
     for row, length in enumerate(four_lengths.tolist()):
         close(four[row, :length], two[row, ::2][:length], 1e-6)
+    eight, eight_lengths = student(teacher, "whisper8x").subsampling(features, LENGTHS)
+    assert eight_lengths.tolist() == [13, 1, 1, 1, 1, 1, 8]
+    for row, length in enumerate(eight_lengths.tolist()):
+        close(eight[row, :length], two[row, ::4][:length], 1e-6)
 
 
 @pytest.mark.parametrize("subsampling", KINDS)
 @torch.no_grad()
 def test_a_padded_stem_hears_what_it_hears_alone(teacher, subsampling):
     stem = student(teacher, subsampling).subsampling
-    if stem.join is not None:
-        nn.init.normal_(stem.join.weight, std=0.1)
-        nn.init.normal_(stem.join.bias)
+    for join in filter(None, (stem.join, stem.join_again)):
+        nn.init.normal_(join.weight, std=0.1)
+        nn.init.normal_(join.bias)
     features = torch.randn(len(LENGTHS), 97, N_MELS)
     together, lengths = stem(features, LENGTHS)
     for row, length in enumerate(LENGTHS.tolist()):
@@ -208,7 +214,7 @@ def test_a_padded_stem_hears_what_it_hears_alone(teacher, subsampling):
 @pytest.mark.parametrize("subsampling", KINDS)
 def test_subsampling_factor(teacher, subsampling):
     factor = EncoderConfig(subsampling=subsampling).subsampling_factor
-    assert factor == {"whisper": 2, "whisper4x": 4}[subsampling]
-    frames = torch.tensor([3000, 1600, 4])
+    assert factor == 2 * STRIDE[subsampling]
+    frames = torch.tensor([3000, 1600, 8])
     _, lengths = student(teacher, subsampling)(torch.randn(3, 3000, N_MELS), frames)
     assert (lengths * factor).tolist() == frames.tolist()

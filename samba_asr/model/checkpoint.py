@@ -25,6 +25,7 @@ _FORMAT = "samba-asr"
 _ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     2: {"search": {"beam_size": 8, "ctc_weight": 0.5}},
     3: {"search": {"length_bonus": 0.0}},
+    4: {"encoder": {"shared_projections": False}},
 }
 """Fields that a version of config.json added to a part of the model, with what older checkpoints take for them."""
 

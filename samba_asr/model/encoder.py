@@ -17,14 +17,14 @@ class EncoderBlock(nn.Module):
         super().__init__()
         encoder = config.encoder
         self.norm = nn.LayerNorm(config.d_model)
-        self.mixer = BidirectionalMixer(config.d_model, encoder.mixer)
+        self.mixer = BidirectionalMixer(config.d_model, encoder.mixer, encoder.shared_projections)
         self.ff = FeedForward(config.d_model, encoder.d_ff, encoder.dropout) if encoder.d_ff else None
         self.drop = ResidualDrop(encoder.dropout, drop_path)
 
     @torch.no_grad()
     def pass_on(self) -> None:
         """Set the last projection of each branch to zero: the block gives what it is given, until it learns more."""
-        projections: list[nn.Module] = [self.mixer.forwards.out_proj, self.mixer.backwards.out_proj]
+        projections = self.mixer.out_projections()
         if self.ff is not None:
             projections.append(self.ff[-1])
         for parameter in nn.ModuleList(projections).parameters():

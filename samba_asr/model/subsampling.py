@@ -36,30 +36,36 @@ class Conv4x(nn.Module):
 class WhisperStem(nn.Module):
     """Whisper's two Conv1d over time, the second of stride 2 (arXiv 2212.04356): 100 frames to 50 states.
 
-    With whisper4x a third convolution of stride 2 leaves 25 states; it starts as the choice of every second one.
+    With whisper4x a third convolution of stride 2 leaves 25 states, with whisper8x a fourth 12.5; each starts as the
+    choice of every second one.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.conv1 = nn.Conv1d(config.features.n_mels, config.d_model, 3, padding=1)
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
-        self.join = None
-        if config.encoder.subsampling == "whisper4x":
-            self.join = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
-            nn.init.dirac_(self.join.weight)
-            assert self.join.bias is not None
-            nn.init.zeros_(self.join.bias)
+        self.join = self._every_second(config) if config.encoder.subsampling in ("whisper4x", "whisper8x") else None
+        self.join_again = self._every_second(config) if config.encoder.subsampling == "whisper8x" else None
+
+    @staticmethod
+    def _every_second(config: ModelConfig) -> nn.Conv1d:
+        join = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
+        nn.init.dirac_(join.weight)
+        assert join.bias is not None
+        nn.init.zeros_(join.bias)
+        return join
 
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """features: (batch, frames, n_mels); lengths: (batch,) int64 frames. Returns x (batch, states,
-        d_model), states = ceil(frames / 2) or, whisper4x, half of that again, and its lengths."""
+        """features: (batch, frames, n_mels); lengths: (batch,) int64 frames. Returns x (batch, states, d_model), states
+        = ceil(frames / 2), halved and rounded up once more for whisper4x and twice for whisper8x, and its lengths."""
         x = F.gelu(self.conv1(mask_padding(features, lengths).transpose(1, 2)))
         x = mask_padding(x.transpose(1, 2), lengths).transpose(1, 2)
         x, lengths = F.gelu(self.conv2(x)).transpose(1, 2), _halved(lengths)
-        if self.join is None:
-            return x, lengths
-        x = self.join(mask_padding(x, lengths).transpose(1, 2)).transpose(1, 2)
-        return x, _halved(lengths)
+        for join in (self.join, self.join_again):
+            if join is not None:
+                x = join(mask_padding(x, lengths).transpose(1, 2)).transpose(1, 2)
+                lengths = _halved(lengths)
+        return x, lengths
 
 
 def build_subsampling(config: ModelConfig) -> Conv4x | WhisperStem:

@@ -80,7 +80,7 @@ class Mamba(nn.Module):
 
     def initial_state(self, batch: int) -> MixerState:
         """Return the state before any frame."""
-        weight = self.in_proj.weight
+        weight = self.conv1d.weight
         conv = weight.new_zeros(batch, self.conv1d.kernel_size[0] - 1, self.d_inner)
         return MixerState(conv, _zero_state(self.A_log, batch, self.d_inner, self.d_state))
 
@@ -90,8 +90,15 @@ class Mamba(nn.Module):
         """x: (batch, time, d_model); lengths: (batch,) int64. Returns y, shaped like x, 0 on padding, and the state
         after each sequence's own last frame (its first, if reverse). Raises ValueError for shapes that do not fit."""
         _check_input(x, lengths, self.in_proj.in_features)
-        state = state or self.initial_state(len(x))
-        x, z = self.in_proj(mask_padding(x, lengths)).chunk(2, -1)
+        y, last = self.mix(self.in_proj(mask_padding(x, lengths)), lengths, state, reverse)
+        return self.out_proj(y), last
+
+    def mix(
+        self, projected: Tensor, lengths: Tensor | None, state: MixerState | None, reverse: bool
+    ) -> tuple[Tensor, MixerState]:
+        """As :meth:`forward`, without the first and the last projection: what in_proj gives to what out_proj takes."""
+        state = state or self.initial_state(len(projected))
+        x, z = projected.chunk(2, -1)
         x, conv = causal_conv1d(x, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)
         delta, B, C = self._selection(x)
         y, ssm = selective_scan(
@@ -109,7 +116,7 @@ class Mamba(nn.Module):
             return_last_state=True,
             reverse=reverse,
         )
-        return self.out_proj(y), MixerState(conv, ssm)
+        return y, MixerState(conv, ssm)
 
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """Advance one frame: x (batch, d_model). Returns y (batch, d_model) and the new state."""
@@ -159,7 +166,7 @@ class Mamba2(nn.Module):
 
     def initial_state(self, batch: int) -> MixerState:
         """Return the state before any frame."""
-        weight = self.in_proj.weight
+        weight = self.conv1d.weight
         conv = weight.new_zeros(batch, self.conv1d.kernel_size[0] - 1, self.d_conv_channels)
         return MixerState(conv, _zero_state(self.A_log, batch, self.heads, self.head_dim, self.d_state))
 
@@ -168,8 +175,15 @@ class Mamba2(nn.Module):
     ) -> tuple[Tensor, MixerState]:
         """As :meth:`Mamba.forward`."""
         _check_input(x, lengths, self.in_proj.in_features)
-        state = state or self.initial_state(len(x))
-        z, mixed, delta = self._project(mask_padding(x, lengths))
+        y, last = self.mix(self.in_proj(mask_padding(x, lengths)), lengths, state, reverse)
+        return self.out_proj(y), last
+
+    def mix(
+        self, projected: Tensor, lengths: Tensor | None, state: MixerState | None, reverse: bool
+    ) -> tuple[Tensor, MixerState]:
+        """As :meth:`Mamba.mix`."""
+        state = state or self.initial_state(len(projected))
+        z, mixed, delta = self._split(projected)
         mixed, conv = causal_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)
         x, B, C = mixed.split([self.d_inner, self.d_state, self.d_state], -1)
         y, ssm = ssd_scan(
@@ -187,19 +201,19 @@ class Mamba2(nn.Module):
             reverse=reverse,
             chunk_size=self.chunk_size,
         )
-        return self.out_proj(self.norm(y.flatten(-2), z)), MixerState(conv, ssm)
+        return self.norm(y.flatten(-2), z), MixerState(conv, ssm)
 
     def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
         """As :meth:`Mamba.step`."""
-        z, mixed, delta = self._project(x)
+        z, mixed, delta = self._split(self.in_proj(x))
         mixed, conv = causal_conv1d_step(mixed, self.conv1d.weight, self.conv1d.bias, state.conv)
         x, B, C = mixed.split([self.d_inner, self.d_state, self.d_state], -1)
         x, A = x.unflatten(-1, (self.heads, self.head_dim)), _decay_rates(self.A_log)
         y, ssm = ssd_step(x, delta, A, B, C, state.ssm, self.D, self.dt_bias, delta_softplus=True)
         return self.out_proj(self.norm(y.flatten(-2), z)), MixerState(conv, ssm)
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        z, mixed, delta = self.in_proj(x).split([self.d_inner, self.d_conv_channels, self.heads], -1)
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, mixed, delta = projected.split([self.d_inner, self.d_conv_channels, self.heads], -1)
         return z, mixed, delta
 
 
@@ -212,12 +226,22 @@ def build_mixer(d_model: int, config: MixerConfig) -> Mixer:
 
 
 class BidirectionalMixer(nn.Module):
-    """The sum of a mixer that reads forwards and one that reads backwards, with weights of their own."""
+    """The sum of a mixer that reads forwards and one that reads backwards, with weights of their own.
 
-    def __init__(self, d_model: int, config: MixerConfig) -> None:
+    shared_projections: in_proj and out_proj are common to both, and applied once.
+    """
+
+    def __init__(self, d_model: int, config: MixerConfig, shared_projections: bool = False) -> None:
         super().__init__()
         self.forwards = build_mixer(d_model, config)
         self.backwards = build_mixer(d_model, config)
+        self.shared_projections = shared_projections
+        if shared_projections:
+            del self.backwards.in_proj, self.backwards.out_proj
+
+    def out_projections(self) -> list[nn.Module]:
+        """Return the last projection of each direction, or their common one."""
+        return [mixer.out_proj for mixer in (self.forwards, self.backwards) if hasattr(mixer, "out_proj")]
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, chunk: int | None = None
@@ -227,21 +251,29 @@ class BidirectionalMixer(nn.Module):
         chunk: frames; the backward mixer starts anew at the end of each chunk, so that no frame hears more of the
         future than its own chunk, as in streaming. None: the whole sequence is one chunk.
         """
-        backwards = self._backwards(x, lengths) if chunk is None else self._chunked_backwards(x, lengths, chunk)
-        return self.forwards(x, lengths)[0] + backwards, lengths
+        _check_input(x, lengths, self.forwards.in_proj.in_features)
+        if not self.shared_projections:
+            return self.forwards(x, lengths)[0] + self._backwards(x, lengths, chunk), lengths
+        x = self.forwards.in_proj(mask_padding(x, lengths))
+        y = self.forwards.mix(x, lengths, None, False)[0] + self._backwards(x, lengths, chunk)
+        return self.forwards.out_proj(y), lengths
 
-    def _backwards(self, x: Tensor, lengths: Tensor | None) -> Tensor:
+    def _backwards(self, x: Tensor, lengths: Tensor | None, chunk: int | None) -> Tensor:
+        if chunk is not None:
+            return self._chunked_backwards(x, lengths, chunk)
+        if self.shared_projections:
+            return self.backwards.mix(x, lengths, None, True)[0]
         y: Tensor = self.backwards(x, lengths, reverse=True)[0]
         return y
 
     def _chunked_backwards(self, x: Tensor, lengths: Tensor | None, chunk: int) -> Tensor:
         if chunk < 1:
             raise ValueError(f"chunk ({chunk}) must be a positive number of frames")
-        batch, time, d_model = x.shape
+        batch, time, width = x.shape
         if lengths is None:
             lengths = torch.full((batch,), time, dtype=torch.int64, device=x.device)
         chunks = -(-time // chunk)
-        pieces = F.pad(x, (0, 0, 0, chunks * chunk - time)).reshape(batch * chunks, chunk, d_model)
+        pieces = F.pad(x, (0, 0, 0, chunks * chunk - time)).reshape(batch * chunks, chunk, width)
         starts = torch.arange(chunks, device=x.device) * chunk
         piece_lengths = (lengths[:, None] - starts).clamp(0, chunk).flatten()
-        return self._backwards(pieces, piece_lengths).reshape(batch, chunks * chunk, d_model)[:, :time]
+        return self._backwards(pieces, piece_lengths, None).reshape(batch, chunks * chunk, -1)[:, :time]

@@ -111,7 +111,7 @@ def save_encoder(path: Path, encoder: Encoder, config: ModelConfig) -> None:
 
 
 def load_start(encoder: Encoder, path: str) -> None:
-    """Load an encoder's weights; the convolution that joins pairs of states keeps its own if the file has none.
+    """Load an encoder's weights; the convolutions that join pairs of states keep their own if the file has none.
 
     Raises ValueError for a file that does not fit.
     """
@@ -119,7 +119,7 @@ def load_start(encoder: Encoder, path: str) -> None:
         missing, unexpected = encoder.load_state_dict(load_file(path), strict=False)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"init_from: {path} does not fit the student: {error}") from error
-    wrong = unexpected + [name for name in missing if not name.startswith("subsampling.join.")]
+    wrong = unexpected + [name for name in missing if not name.startswith("subsampling.join")]
     if wrong:
         raise ValueError(f"init_from: {path} does not fit the student: {', '.join(wrong)} missing or not asked for")
 
@@ -143,7 +143,7 @@ class Distillation:
             len(self.dev_states.windows),
         )
         torch.manual_seed(config.seed)
-        self.model_config = student_config(teacher, config.mixer, config.subsampling)
+        self.model_config = student_config(teacher, config.mixer, config.subsampling, config.shared_projections)
         self.stride = STRIDES[config.subsampling]
         self.encoder = Encoder(self.model_config).to(self.device)
         copy_teacher(self.encoder, teacher)

@@ -21,9 +21,11 @@ class DistilConfig:
     """The teacher's tokenizer.json: validations then print word error rates through the teacher's own decoder."""
     mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1))
     """What takes the attention's place, once for each direction."""
-    subsampling: Literal["whisper", "whisper4x"] = "whisper4x"
+    subsampling: Literal["whisper", "whisper4x", "whisper8x"] = "whisper4x"
     """whisper: a state each 20 ms, as the teacher; whisper4x: each 40 ms, the teacher's every second one, at half the
-    cost."""
+    cost; whisper8x: each 80 ms, every fourth one."""
+    shared_projections: bool = False
+    """One set of projections for the two directions of a layer, instead of one each."""
     layer_minutes: float = 12.0
     """Wall-clock time of stage (a)."""
     encoder_minutes: float = 40.0
@@ -57,7 +59,7 @@ class DistilConfig:
     dev_utterances: int = 60
     """Utterances of each validation through the teacher's decoder."""
     init_from: str | None = None
-    """encoder.safetensors to start from: of the same subsampling, or whisper for whisper4x; stage (a) is left out if
+    """encoder.safetensors to start from: of the same subsampling or of a finer one; stage (a) is left out if
     layer_minutes is 0."""
     seed: int = 0
     """Of weights, windows and draws."""

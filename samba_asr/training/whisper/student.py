@@ -7,18 +7,25 @@ from samba_asr.config import EncoderConfig, FeatureConfig, MixerConfig, ModelCon
 from samba_asr.model.encoder import Encoder, EncoderBlock
 from samba_asr.training.whisper.network import Block, Teacher
 
-STRIDES = {"whisper": 1, "whisper4x": 2}
+STRIDES = {"whisper": 1, "whisper4x": 2, "whisper8x": 4}
 """Teacher's states for one of the student's, by the student's subsampling."""
 
 
-def student_config(teacher: Teacher, mixer: MixerConfig, subsampling: Subsampling) -> ModelConfig:
+def student_config(
+    teacher: Teacher, mixer: MixerConfig, subsampling: Subsampling, shared_projections: bool = False
+) -> ModelConfig:
     """Return a config whose encoder has the teacher's sizes and whose log-mel is causal."""
     encoder = teacher.encoder
     return ModelConfig(
         d_model=teacher.d_model,
         features=FeatureConfig(normalisation="causal", n_mels=encoder.conv1.in_channels),
         encoder=EncoderConfig(
-            n_layers=len(encoder.blocks), subsampling=subsampling, d_ff=4 * teacher.d_model, dropout=0.0, mixer=mixer
+            n_layers=len(encoder.blocks),
+            subsampling=subsampling,
+            d_ff=4 * teacher.d_model,
+            dropout=0.0,
+            mixer=mixer,
+            shared_projections=shared_projections,
         ),
     )
 
