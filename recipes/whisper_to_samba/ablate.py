@@ -1,0 +1,262 @@
+"""Run the ablations of README.md: many short runs of distil.py and train.py that differ in one thing each."""
+
+import argparse
+import csv
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
+from samba_asr.model.pretrained import resolve_model
+from samba_asr.text.normalization import normalize_for_training
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training.data import read_manifests
+
+RECIPES = Path(__file__).parent.parent
+DESCRIPTION = """\
+Short runs of equal time, each with one thing changed, and a table of what came out: OUT/results.csv, a row a run. A row
+that is there already is not run again. Every figure is of development sets.
+
+  encoder  distil.py, both stages: error of the states, WER through the teacher's own decoder
+  head     train.py, new blocks and CTC head on MODEL's distilled blocks, which stay frozen: CTC's loss and WER
+  joint    train.py from MODEL, all of it: CTC's loss and WER, the decoder's loss
+  decoder  train.py, the decoder alone on transcripts and text: its loss
+"""
+EPILOG = """\
+example (one core, 8 minutes a run):
+  python recipes/whisper_to_samba/ablate.py --prepared OUT --teacher WHISPER --teacher-tokenizer TOKENIZER_JSON \\
+      --text sentences.txt --minutes 8 --out ablations
+"""
+TRAINING = ("librispeech-train-clean-5", "commonvoice-train", "speechocean762-train", "ljspeech-train")
+SYNTHETIC = "synthetic-hibari-train"
+DEV = ("librispeech-dev-clean", "commonvoice-dev", "speechocean762-dev")
+COLUMNS = ("group", "row", "minutes", "audio_hours", "parameters", "error", "dev_wer", "ctc_nats", "decoder_nats")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: the flags in which it differs from its group's first row."""
+
+    group: str
+    name: str
+    flags: tuple[str, ...] = ()
+    vocab_size: int = 256
+    synthetic: str = "some"
+    """How much synthetic speech: none, some (as the recipe has it) or only."""
+    teacher: str = "teacher"
+
+
+ROWS = (
+    Row("encoder", "as shipped"),
+    Row("encoder", "another seed", ("--seed", "1")),
+    Row("encoder", "mixer: mamba", ("--mixer.kind", "mamba")),
+    Row("encoder", "state size 16", ("--mixer.d_state", "16")),
+    Row("encoder", "state size 128", ("--mixer.d_state", "128")),
+    Row("encoder", "one set of projections", ("--shared_projections", "true")),
+    Row("encoder", "a state each 20 ms", ("--subsampling", "whisper")),
+    Row("encoder", "a state each 80 ms", ("--subsampling", "whisper8x")),
+    Row("encoder", "teacher: base", teacher="other_teacher"),
+    Row("head", "as shipped"),
+    Row("head", "another seed", ("--seed", "1")),
+    Row("head", "64 pieces", vocab_size=64),
+    Row("head", "1000 pieces", vocab_size=1000),
+    Row("head", "no synthetic speech", synthetic="none"),
+    Row("head", "synthetic speech alone", synthetic="only"),
+    Row("joint", "CTC weight 1", ("--decoder_from_step", "1000000")),
+    Row("joint", "CTC weight 0.5"),
+    Row("joint", "CTC weight 0.3", ("--ctc_weight", "0.3")),
+    Row("decoder", "as shipped: 2 blocks, random start"),
+    Row("decoder", "another seed", ("--seed", "1")),
+    Row("decoder", "1 block", ("--model.decoder.n_layers", "1")),
+    Row("decoder", "4 blocks", ("--model.decoder.n_layers", "4")),
+    Row("decoder", "no text without recordings", ("--text.files", "[]")),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit status: 0, 1 where a run failed, 2 for usage."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    rows = [row for row in ROWS if row.group in options.groups and (not options.rows or row.name in options.rows)]
+    unknown = set(options.rows or ()) - {row.name for row in ROWS}
+    if unknown:
+        parser.error(f"--rows {', '.join(sorted(unknown))}: there are {', '.join(dict.fromkeys(r.name for r in ROWS))}")
+    for row in rows:
+        if row.teacher == "other_teacher" and options.other_teacher is None:
+            parser.error(f"row {row.name!r} needs --other-teacher and --other-teacher-tokenizer")
+    return max([run_row(row, options) for row in rows], default=0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "ablate.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    groups = tuple(dict.fromkeys(row.group for row in ROWS))
+    parser.add_argument("--prepared", type=Path, required=True, help="folder of manifests, made by prepare.py")
+    parser.add_argument("--teacher", type=Path, required=True, help="Whisper checkpoint")
+    parser.add_argument("--teacher-tokenizer", type=Path, required=True, help="its tokenizer.json")
+    parser.add_argument("--other-teacher", type=Path, help="Whisper checkpoint of another size, for its row")
+    parser.add_argument("--other-teacher-tokenizer", type=Path, help="its tokenizer.json")
+    parser.add_argument("--text", nargs="+", default=[], help="text files, a sentence a line, for the decoder's rows")
+    parser.add_argument("--noise", type=Path, help="folder of recordings of noise")
+    parser.add_argument("--model", help="checkpoint that head, joint and decoder start from (default: the shipped one)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="wall-clock time of a run's training (default: 8)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: 1)")
+    parser.add_argument("--groups", nargs="+", choices=groups, default=groups, help="only these (default: all)")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these rows (default: all)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs and of results.csv")
+    return parser
+
+
+def run_row(row: Row, options: argparse.Namespace) -> int:
+    """Run one row, unless it is in results.csv, and add it there; return 1 where its run failed."""
+    results = options.out / "results.csv"
+    if results.exists():
+        with results.open(newline="", encoding="utf-8") as file:
+            if any((found["group"], found["row"]) == (row.group, row.name) for found in csv.DictReader(file)):
+                return 0
+    run = options.out / f"{row.group}-{'-'.join(re.findall('[a-z0-9]+', row.name.lower()))}"
+    shutil.rmtree(run, ignore_errors=True)
+    run.mkdir(parents=True)
+    print(f"{row.group}: {row.name}, {options.minutes:g} min, {run}", file=sys.stderr)
+    command = [*distil_command(row, options), "--out", str(run / "run")]
+    if row.group != "encoder":
+        command = [*train_command(row, options), "--out", str(run / "run")]
+    with (run / "log.txt").open("w") as log:
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+        done = subprocess.run([sys.executable, *command], stdout=log, stderr=log, env=environment, check=False)
+    if done.returncode:
+        print(f"ablate.py: {row.group}, {row.name}: failed, see {run / 'log.txt'}", file=sys.stderr)
+        return 1
+    add_result(results, read_result(row, run / "run", options))
+    return 0
+
+
+def manifests(names: Sequence[str], options: argparse.Namespace) -> str:
+    return f"[{','.join(str(options.prepared / f'{name}.jsonl') for name in names)}]"
+
+
+def distil_command(row: Row, options: argparse.Namespace) -> list[str]:
+    layer_minutes = 0.3 * options.minutes
+    settings = {
+        "teacher": getattr(options, row.teacher),
+        "teacher_tokenizer": getattr(options, f"{row.teacher}_tokenizer"),
+        "train": manifests(TRAINING, options),
+        "dev": manifests(DEV[:2], options),
+        "layer_minutes": layer_minutes,
+        "encoder_minutes": options.minutes - layer_minutes,
+        "validate_minutes": options.minutes,
+    }
+    return [str(RECIPES / "whisper_to_samba" / "distil.py"), *flags(settings), *row.flags]
+
+
+def train_command(row: Row, options: argparse.Namespace) -> list[str]:
+    synthetic = {"none": [], "some": [SYNTHETIC], "only": [SYNTHETIC]}[row.synthetic]
+    names = [*(() if row.synthetic == "only" else TRAINING), *(synthetic if row.group != "decoder" else ())]
+    start = start_files(options)
+    settings = {
+        "config": RECIPES / "whisper_to_samba" / "conf" / "tiny.yaml",
+        "data.train": manifests(names, options),
+        "data.dev": manifests(DEV, options),
+        "data.tokenizer": tokenizer_file(row.vocab_size, start, options),
+        "max_minutes": options.minutes,
+        "optimiser.warmup_steps": 30,
+        "validate_every": 100_000,
+        "data.dev_utterances": 240,
+        "num_threads": options.threads,
+    }
+    if options.noise is not None:
+        settings["waveform_augment.noise_folder"] = options.noise
+    frozen, never = {"encoder.frozen_steps": 1_000_000}, {"decoder_from_step": 1_000_000}
+    if row.group == "head":
+        settings |= {"encoder.weights": start / "lower.safetensors", "encoder.new_blocks": 2, **frozen, **never}
+    elif row.group == "joint":
+        settings |= {"init_from": start / "model", "decoder_from_step": 0, "encoder.frozen_steps": 0}
+        settings |= {"optimiser.learning_rate": 3e-4, "label_smoothing": 0}
+    else:
+        settings |= {"encoder.weights": start / "encoder.safetensors", "encoder.new_blocks": 0, **frozen}
+        settings |= {"ctc_weight": 0, "decoder_from_step": 0, "label_smoothing": 0, "optimiser.learning_rate": 1.3e-3}
+        settings |= {"text.files": f"[{','.join(options.text)}]", "text.tokens": 3000, "text.weight": 1}
+        settings |= {"data.batch_seconds": 16, "data.max_duration": 16, "model.decoder.dropout": 0}
+    return [str(RECIPES / "librispeech" / "train.py"), *flags(settings), *row.flags]
+
+
+def flags(settings: Mapping[str, object]) -> list[str]:
+    return [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+
+
+def start_files(options: argparse.Namespace) -> Path:
+    """Write what runs start from, the model's parts, into OUT/start, unless they are there; return that folder."""
+    start: Path = options.out / "start"
+    if not start.exists():
+        model, tokenizer = load_checkpoint(resolve_model(options.model))
+        encoder = {name: value.contiguous() for name, value in model.encoder.state_dict().items()}
+        lower = {name: value for name, value in encoder.items() if not name.startswith(("blocks.4.", "blocks.5."))}
+        with tempfile.TemporaryDirectory(dir=options.out) as folder:
+            parts = Path(folder) / "parts"
+            save_checkpoint(parts / "model", model, tokenizer, "")
+            save_file(encoder, parts / "encoder.safetensors")
+            save_file(lower, parts / "lower.safetensors")
+            parts.rename(start)
+    return start
+
+
+def tokenizer_file(vocab_size: int, start: Path, options: argparse.Namespace) -> Path:
+    """Return the model's tokenizer, or one of another size, trained on the training transcripts."""
+    if vocab_size == Tokenizer.load(start / "model" / "tokenizer.model").vocab_size:
+        return start / "model" / "tokenizer.model"
+    path: Path = options.out / f"tokenizer-{vocab_size}.model"
+    if not path.exists():
+        spoken = read_manifests([str(options.prepared / f"{name}.jsonl") for name in TRAINING])
+        Tokenizer.train([normalize_for_training(utterance.text) for utterance in spoken], vocab_size).save(path)
+    return path
+
+
+def read_result(row: Row, run: Path, options: argparse.Namespace) -> dict[str, object]:
+    """Return what results.csv says of a run that ended."""
+    with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
+        steps = list(csv.DictReader(file))
+    last = steps[-1]
+    result: dict[str, object] = {"group": row.group, "row": row.name, "minutes": options.minutes}
+    result["audio_hours"] = round(float(last["audio_hours"]), 2)
+    if row.group == "encoder":
+        result["parameters"] = parameters(run / "encoder.safetensors")
+        return result | {"error": last["dev_error"], "dev_wer": last["dev_wer"]}
+    result["parameters"] = parameters(run / "checkpoint" / "model.safetensors")
+    if row.group == "decoder":
+        return result | {"decoder_nats": last["dev_decoder"]}
+    tokenizer = Tokenizer.load(run / "checkpoint" / "tokenizer.model")
+    texts = [
+        normalize_for_training(u.text) for u in read_manifests([str(options.prepared / f"{d}.jsonl") for d in DEV])
+    ]
+    pieces = sum(len(tokenizer.encode(text)) for text in texts) / sum(map(len, texts))
+    result |= {"dev_wer": last["dev_wer"], "ctc_nats": round(float(last["dev_ctc"]) * pieces, 4)}
+    return result | ({"decoder_nats": last["dev_decoder"]} if row.group == "joint" else {})
+
+
+def parameters(weights: Path) -> int:
+    with safe_open(weights, "pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def add_result(path: Path, result: Mapping[str, object]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerow(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""recipes/whisper_to_samba/ablate.py: every row's command is one that distil.py and train.py understand."""
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+from distil_cases import utterances
+
+from samba_asr.model.pretrained import resolve_model
+from samba_asr.training.cli import parse_arguments
+from samba_asr.training.manifest import write_manifest
+from samba_asr.training.whisper import cli as distil_cli
+from samba_asr.training.whisper import distil as distil_module
+
+SCRIPT = Path(__file__).parent.parent / "recipes" / "whisper_to_samba" / "ablate.py"
+
+
+@pytest.fixture(scope="module")
+def ablate():
+    spec = importlib.util.spec_from_file_location("ablate", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ablate"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["ablate"]
+
+
+@pytest.fixture(scope="module")
+def arguments(ablate, clips, tmp_path_factory):
+    """What every call needs, with manifests of a few recordings."""
+    root = tmp_path_factory.mktemp("ablate")
+    for name in (*ablate.TRAINING, *ablate.DEV, ablate.SYNTHETIC):
+        write_manifest(root / "prepared" / f"{name}.jsonl", utterances(clips))
+    (root / "sentences.txt").write_text("the first sentence\nthe second one\n")
+    made = ["--prepared", root / "prepared", "--teacher", "tiny.pt", "--teacher-tokenizer", "tiny.json"]
+    made += ["--other-teacher", "base.pt", "--other-teacher-tokenizer", "base.json", "--noise", "noise"]
+    return [*map(str, made), "--text", str(root / "sentences.txt"), "--minutes", "2", "--threads", "1"]
+
+
+@pytest.fixture
+def options(ablate, arguments, tmp_path, monkeypatch):
+    chosen = ablate.build_parser().parse_args([*arguments, "--out", str(tmp_path)])
+    monkeypatch.setattr(ablate, "tokenizer_file", lambda size, start, _: start / f"tokenizer-{size}.model")
+    return chosen
+
+
+def names(rows):
+    return [f"{row.group}: {row.name}" for row in rows]
+
+
+def test_rows_have_names_of_their_own(ablate):
+    assert len(set(names(ablate.ROWS))) == len(ablate.ROWS)
+
+
+def test_every_distillation_is_understood_and_differs_from_the_first(ablate, options, monkeypatch):
+    taken = []
+    monkeypatch.setattr(distil_module, "distil", lambda config, out, resume: taken.append(config) or out)
+    for row in [row for row in ablate.ROWS if row.group == "encoder"]:
+        assert distil_cli.main([*ablate.distil_command(row, options)[1:], "--out", "run"]) == 0
+    first, *others = taken
+    assert (first.layer_minutes, first.encoder_minutes, first.subsampling) == pytest.approx((0.6, 1.4, "whisper4x"))
+    assert first not in others and len({str(config) for config in taken}) == len(taken)
+
+
+def test_every_training_run_is_understood_and_differs_from_the_others(ablate, options):
+    rows = [row for row in ablate.ROWS if row.group != "encoder"]
+    configs = [parse_arguments([*ablate.train_command(row, options)[1:], "--out", "run"]).config for row in rows]
+    assert len({str(config) for config in configs}) == len(rows)
+    assert {config.max_minutes for config in configs} == {2.0}
+    for row, config in zip(rows, configs, strict=True):
+        frozen, decoder = config.encoder.frozen_steps > 0, config.decoder_from_step == 0
+        expected = {"head": (True, False), "joint": (False, row.name != "CTC weight 1"), "decoder": (True, True)}
+        assert (frozen, decoder) == expected[row.group], row
+        assert not set(config.data.train_manifests) & set(config.data.dev_manifests)
+
+
+def test_what_runs_start_from_is_the_shipped_model(ablate, options):
+    start = ablate.start_files(options)
+    lower = ablate.parameters(start / "lower.safetensors")
+    whole, model = (ablate.parameters(start / name) for name in ("encoder.safetensors", "model/model.safetensors"))
+    assert 0 < lower < whole < model
+    assert model == ablate.parameters(resolve_model() / "model.safetensors")
+
+
+def test_a_failed_run_is_told_and_a_known_row_is_not_run_again(ablate, arguments, tmp_path, capsys):
+    row = ["--groups", "encoder", "--rows", "as shipped", "--out", str(tmp_path)]
+    assert ablate.main([*arguments, *row]) == 1
+    assert "failed, see" in capsys.readouterr().err
+    assert "tiny.pt does not exist" in (tmp_path / "encoder-as-shipped" / "log.txt").read_text()
+    assert not (tmp_path / "results.csv").exists()
+    ablate.add_result(tmp_path / "results.csv", {"group": "encoder", "row": "as shipped", "minutes": 2.0})
+    assert ablate.main([*arguments, *row]) == 0
+    assert len(list(csv.DictReader((tmp_path / "results.csv").open()))) == 1
+
+
+def test_unknown_rows_and_a_missing_teacher_are_refused(ablate, arguments, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        ablate.main([*arguments, "--out", str(tmp_path), "--rows", "attention"])
+    assert "--rows attention: there are as shipped, another seed" in capsys.readouterr().err
+    without = arguments[: arguments.index("--other-teacher")]
+    with pytest.raises(SystemExit, match="2"):
+        ablate.main([*without, "--out", str(tmp_path), "--rows", "teacher: base"])
+    assert "needs --other-teacher" in capsys.readouterr().err
