@@ -248,7 +248,9 @@ def test_what_is_not_audio_is_refused(tmp_path, name, content, capfd):
             quietly(function, path)
         assert str(caught.value).startswith(f"{path}: ")
         assert caught.value.path == path
-        expected = {"empty": "is empty", "few bytes": "bytes), or is not audio"}.get(content, "is not audio|no audio track")
+        expected = {"empty": "is empty", "few bytes": "bytes), or is not audio"}.get(
+            content, "is not audio|no audio track"
+        )
         assert any(words in caught.value.reason for words in expected.split("|"))
     assert capfd.readouterr().err == ""
 

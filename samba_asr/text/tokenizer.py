@@ -92,6 +92,10 @@ class Tokenizer:
             raise ValueError(_too_small(vocab_size, error)) from error
         return cls(proto.getvalue())
 
+    def pieces(self) -> list[str]:
+        """Return each id's text; a piece that begins a word begins with a space."""
+        return [self._processor.id_to_piece(i).replace("\u2581", " ") for i in range(self.vocab_size)]
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of normalised text, without begin and end; a character never seen in training is UNK_ID."""
         ids: list[int] = self._processor.encode(" ".join(text.split()))

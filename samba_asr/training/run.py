@@ -88,6 +88,8 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
         _load_initial(model, config.init_from, config, tokenizer)
     if last is None and config.encoder.weights is not None:
         _load_encoder(model, config)
+    if last is None and config.decoder_weights is not None:
+        _load_decoder(model, config.decoder_weights)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
     matching = _matching(config, train_set)
@@ -248,6 +250,16 @@ def _load_encoder(model: SambaASR, config: TrainingConfig) -> None:
     for block in blocks[first_new:] if config.init_from is None else ():
         assert isinstance(block, EncoderBlock)
         block.pass_on()
+
+
+def _load_decoder(model: SambaASR, path: str) -> None:
+    """Load the weights that distil_decoder.py wrote."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"decoder_weights: {path} does not exist; make it with distil_decoder.py")
+    try:
+        model.decoder.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"decoder_weights: {path} does not fit the configured decoder: {error}") from error
 
 
 def _write_records(out: Path, config: TrainingConfig, environment: dict[str, Any]) -> None:

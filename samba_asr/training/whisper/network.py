@@ -76,16 +76,17 @@ class Block(nn.Module):
         x = x + said
         return x + self.mlp(self.mlp_ln(x)), LayerTap(given, said)
 
-    def decode(self, x: Tensor, past: KeyValues | None, memory: KeyValues) -> tuple[Tensor, KeyValues]:
-        """x: (batch, tokens, d_model), after those in past. Returns x and past with them."""
+    def decode(self, x: Tensor, past: KeyValues | None, memory: KeyValues) -> tuple[Tensor, KeyValues, LayerTap]:
+        """x: (batch, tokens, d_model), after those in past. Returns x, past with them, and a tap on self-attention."""
         assert self.cross_attn is not None and self.cross_attn_ln is not None
         given = self.attn_ln(x)
         own = self.attn.read(given)
         if past is not None:
             own = KeyValues(*(torch.cat(pair, 2) for pair in zip(past, own, strict=True)))
-        x = x + self.attn(given, own, causal=past is None)
+        said = self.attn(given, own, causal=past is None)
+        x = x + said
         x = x + self.cross_attn(self.cross_attn_ln(x), memory)
-        return x + self.mlp(self.mlp_ln(x)), own
+        return x + self.mlp(self.mlp_ln(x)), own, LayerTap(given, said)
 
 
 class TeacherEncoder(nn.Module):
@@ -153,9 +154,11 @@ class TeacherDecoder(nn.Module):
             memory.append(block.cross_attn.read(encoder_out))
         return TeacherState(0, tuple(memory), (None,) * len(memory))
 
-    def forward(self, tokens: Tensor, state: TeacherState) -> tuple[Tensor, TeacherState]:
+    def forward(
+        self, tokens: Tensor, state: TeacherState, taps: list[LayerTap] | None = None
+    ) -> tuple[Tensor, TeacherState]:
         """tokens: (batch, tokens) int64; only one at a time after the first call. Returns logits (batch, tokens,
-        vocab_size) and the new state.
+        vocab_size) and the new state. taps: takes each layer's.
 
         Raises ValueError for several tokens after the first call, or more in all than the model has positions.
         """
@@ -170,9 +173,17 @@ class TeacherDecoder(nn.Module):
         past = []
         for block, own, memory in zip(self.blocks, state.past, state.memory, strict=True):
             assert isinstance(block, Block)
-            x, new = block.decode(x, own, memory)
+            x, new, tap = block.decode(x, own, memory)
             past.append(new)
+            if taps is not None:
+                taps.append(tap)
         return F.linear(self.ln(x), self.token_embedding.weight), TeacherState(end, state.memory, tuple(past))
+
+    def taps(self, tokens: Tensor, state: TeacherState) -> list[LayerTap]:
+        """Return what each layer's self-attention is given and says of tokens: (batch, tokens) int64."""
+        taps: list[LayerTap] = []
+        self(tokens, state, taps)
+        return taps
 
 
 class Teacher(nn.Module):

@@ -90,3 +90,42 @@ class DistilConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class DecoderDistilConfig:
+    """A decoder's start from its teacher's: each mixer learns what its self-attention layer says."""
+
+    teacher: str
+    """Whisper checkpoint: .pt (openai), .safetensors (Hugging Face) or .npz (CTranslate2's names)."""
+    teacher_tokenizer: str
+    """The teacher's tokenizer.json."""
+    tokenizer: str
+    """SentencePiece model of the recogniser, as made by prepare.py."""
+    train: list[str]
+    """Training manifests (JSON lines), as made by prepare.py: audio and text."""
+    dev: list[str]
+    """Manifests of the development sets."""
+    mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1))
+    """What takes self-attention's place, and the cross-connection's mixer."""
+    minutes: float = 4.0
+    """Wall-clock time."""
+    windows: int = 4
+    """Windows of 30 s in a batch."""
+    learning_rate: float = 2e-3
+    """Peak."""
+    warmup_steps: int = 50
+    """The learning rate rises over these."""
+    validate_minutes: float = 2.0
+    """Between validations and checkpoints."""
+    seed: int = 0
+    """Of weights, windows and their order."""
+    bf16: bool = True
+    """Mixed precision."""
+
+    def __post_init__(self) -> None:
+        for name in ("minutes", "windows", "learning_rate", "validate_minutes"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be positive")
+        if not self.train or not self.dev:
+            raise ValueError("train and dev must each name at least one manifest")

@@ -1,0 +1,12 @@
+"""Turn a Whisper decoder into the start of a Samba decoder: see README.md beside this file, or --help."""
+
+import sys
+
+if __name__ == "__main__":
+    try:
+        from samba_asr.training.whisper.cli import main_decoder
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"distil_decoder.py: training needs more packages ({error}); install them with: pip install -e '.[train]'"
+        )
+    sys.exit(main_decoder())
