@@ -95,6 +95,9 @@ def test_what_runs_start_from_is_the_shipped_model(ablate, options):
     whole, model = (ablate.parameters(start / name) for name in ("encoder.safetensors", "model/model.safetensors"))
     assert 0 < lower < whole < model
     assert model == ablate.parameters(resolve_model() / "model.safetensors")
+    options.model = "samba-tiny-scratch"
+    with pytest.raises(ValueError, match=r"start is not of --model .*samba-tiny-scratch: choose another --out"):
+        ablate.start_files(options)
 
 
 def test_a_failed_run_is_told_and_a_known_row_is_not_run_again(ablate, arguments, tmp_path, capsys):
@@ -112,7 +115,13 @@ def test_unknown_rows_and_a_missing_teacher_are_refused(ablate, arguments, tmp_p
     with pytest.raises(SystemExit, match="2"):
         ablate.main([*arguments, "--out", str(tmp_path), "--rows", "attention"])
     assert "--rows attention: there are as shipped, another seed" in capsys.readouterr().err
-    without = arguments[: arguments.index("--other-teacher")]
-    with pytest.raises(SystemExit, match="2"):
-        ablate.main([*without, "--out", str(tmp_path), "--rows", "teacher: base"])
-    assert "needs --other-teacher" in capsys.readouterr().err
+    for missing, rows, says in (
+        ("--other-teacher", ["--rows", "teacher: base"], "needs --other-teacher and --other-teacher-tokenizer"),
+        ("--other-teacher-tokenizer", ["--rows", "teacher: base"], "needs --other-teacher and"),
+        ("--text", ["--groups", "decoder"], "the decoder's rows need --text"),
+        ("--noise", ["--groups", "encoder", "--rows", "64 pieces"], "--groups encoder has none of --rows 64 pieces"),
+    ):
+        place = arguments.index(missing)
+        with pytest.raises(SystemExit, match="2"):
+            ablate.main([*arguments[:place], *arguments[place + 2 :], "--out", str(tmp_path), *rows])
+        assert says in capsys.readouterr().err

@@ -456,6 +456,20 @@ def test_a_run_resumes_with_its_own_model_alone(used_run, corpus, changes, messa
     assert unchanged()
 
 
+def test_a_run_from_before_a_setting_existed_resumes(used_run, corpus):
+    out, _ = used_run
+    last = list_checkpoints(out / "checkpoints")[-1]
+    state = torch.load(last, weights_only=True)
+    del state["hyper_parameters"]["training"]["model"]["encoder"]["shared_projections"]
+    torch.save(state, last)
+    train(settings(corpus, max_steps=13), out, resume=True)
+    assert list_checkpoints(out / "checkpoints")[-1].name == "step=13.ckpt"
+    encoder = dataclasses.replace(small_model().encoder, shared_projections=True)
+    changed = dataclasses.replace(small_model(), encoder=encoder)
+    with pytest.raises(ValueError, match=r"encoder\.shared_projections was False and is now True"):
+        train(settings(corpus, model=changed, max_steps=14), out, resume=True)
+
+
 def test_dropout_may_change_within_a_run(used_run, corpus):
     out, _ = used_run
     calmer = dataclasses.replace(small_model(), decoder=dataclasses.replace(small_model().decoder, dropout=0.0))

@@ -1,6 +1,7 @@
 """A decoder's start from its teacher's: what is copied, what is learnt, and the command that does it."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from samba_asr.model.decoder import Decoder
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from samba_asr.training.config import DataConfig, TrainingConfig
-from samba_asr.training.manifest import write_manifest
+from samba_asr.training.manifest import read_manifest, write_manifest
 from samba_asr.training.run import train
 from samba_asr.training.whisper import decoder as module
 from samba_asr.training.whisper.cli import main_decoder
@@ -178,6 +179,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(data, tmp_path, clock):
         distil_decoder(config, tmp_path / "cut")
     clock()
     resumed = load_file(distil_decoder(config, tmp_path / "cut", resume=True))
+    assert json.loads((tmp_path / "cut" / "config.json").read_text()) == dataclasses.asdict(config)
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
@@ -203,19 +205,43 @@ def test_training_goes_on_from_it(data, tmp_path, clock):
     trained = load_checkpoint(tmp_path / "b" / "checkpoint")[0].decoder.state_dict()
     for name, value in load_file(tmp_path / "a" / "decoder.safetensors").items():
         assert torch.equal(trained[name], value.float()), name
+    card = (tmp_path / "b" / "checkpoint" / "README.md").read_text()
+    assert f"The decoder began as: `{config.decoder_weights}`" in card
+    spoken = [utterance.text for utterance in read_manifest(data / "train.jsonl")]
+    Tokenizer.train([normalize_for_training(text) for text in spoken], 40, "bpe").save(tmp_path / "other.model")
+    other = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(tmp_path / "other.model")))
+    with pytest.raises(ValueError, match=r"was made for another tokenizer than data.tokenizer \(.*other.model\)"):
+        train(other, tmp_path / "d", False, ["train.py"])
     for path, says in ((tmp_path / "none", "does not exist; make it with"), (data / "tokenizer.model", "does not fit")):
         with pytest.raises((ValueError, FileNotFoundError), match=says):
             train(dataclasses.replace(config, decoder_weights=str(path)), tmp_path / "c", True, ["train.py"])
 
 
-def test_what_cannot_be_used_is_told(data, tmp_path, capsys):
+def test_another_tokenizer_cannot_resume(data, tmp_path, clock):
+    distil_decoder(settings(data), tmp_path / "run")
+    spoken = [utterance.text for utterance in read_manifest(data / "train.jsonl")]
+    Tokenizer.train([normalize_for_training(text) for text in spoken], 40, "bpe").save(tmp_path / "other.model")
+    with pytest.raises(ValueError, match=r"state.pt was made for another tokenizer than .*other.model"):
+        distil_decoder(settings(data, tokenizer=str(tmp_path / "other.model")), tmp_path / "run", resume=True)
+
+
+def test_gradients_that_are_never_finite_end_the_run(data, tmp_path, clock):
+    run = DecoderDistillation(settings(data), tmp_path / "run")
+    with torch.no_grad():
+        run.mixers[0].in_proj.weight[0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"not finite 20 times in a row, at step 19: lower learning_rate"):
+        run.train()
+
+
+def test_what_cannot_be_used_is_told(data, tmp_path):
     for name in ("minutes", "windows", "learning_rate", "validate_minutes"):
         with pytest.raises(ValueError, match=rf"{name} \(0\) must be positive"):
             settings(data, **{name: 0})
     with pytest.raises(ValueError, match="at least one manifest"):
         settings(data, dev=[])
-    with pytest.raises(ValueError, match=r"fewer than a batch's \(99\)"):
+    with pytest.raises(ValueError, match=r"fewer than a batch's \(windows: 99\)"):
         distil_decoder(settings(data, windows=99), tmp_path / "few")
+    assert not (tmp_path / "few").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ValueError, match="is not empty: continue its run with --resume true"):

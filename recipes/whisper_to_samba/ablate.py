@@ -24,7 +24,8 @@ from samba_asr.training.data import read_manifests
 
 RECIPES = Path(__file__).parent.parent
 DESCRIPTION = """\
-Short runs of equal time, each with one thing changed, and a table of what came out: OUT/results.csv, a row a run. A row
+Short runs of equal time, each with one thing changed from its group's first row (the decoder started from the
+teacher's: from that of 4 blocks), and a table of what came out: OUT/results.csv, a row a run. A row
 that is there already is not run again. Every figure is of development sets.
 
   encoder  distil.py, both stages: error of the states, WER through the teacher's own decoder
@@ -45,7 +46,7 @@ COLUMNS = ("group", "row", "minutes", "audio_hours", "parameters", "error", "dev
 
 @dataclass(frozen=True)
 class Row:
-    """One run: the flags in which it differs from its group's first row."""
+    """One run: the flags in which it differs from the row that it is compared with."""
 
     group: str
     name: str
@@ -94,9 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = set(options.rows or ()) - {row.name for row in ROWS}
     if unknown:
         parser.error(f"--rows {', '.join(sorted(unknown))}: there are {', '.join(dict.fromkeys(r.name for r in ROWS))}")
+    if not rows:
+        parser.error(f"--groups {' '.join(options.groups)} has none of --rows {', '.join(options.rows)}")
+    other = (options.other_teacher, options.other_teacher_tokenizer)
     for row in rows:
-        if row.teacher == "other_teacher" and options.other_teacher is None:
+        if row.teacher == "other_teacher" and None in other:
             parser.error(f"row {row.name!r} needs --other-teacher and --other-teacher-tokenizer")
+        if row.group == "decoder" and not options.text:
+            parser.error("the decoder's rows need --text: sentences to learn from")
     return max([run_row(row, options) for row in rows], default=0)
 
 
@@ -105,14 +111,22 @@ def build_parser() -> argparse.ArgumentParser:
         "ablate.py", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     groups = tuple(dict.fromkeys(row.group for row in ROWS))
-    parser.add_argument("--prepared", type=Path, required=True, help="folder of manifests, made by prepare.py")
+    parser.add_argument(
+        "--prepared",
+        type=Path,
+        required=True,
+        help=f"prepare.py's folder, with manifests of {', '.join((*TRAINING, SYNTHETIC, *DEV))}",
+    )
     parser.add_argument("--teacher", type=Path, required=True, help="Whisper checkpoint")
     parser.add_argument("--teacher-tokenizer", type=Path, required=True, help="its tokenizer.json")
     parser.add_argument("--other-teacher", type=Path, help="Whisper checkpoint of another size, for its row")
     parser.add_argument("--other-teacher-tokenizer", type=Path, help="its tokenizer.json")
     parser.add_argument("--text", nargs="+", default=[], help="text files, a sentence a line, for the decoder's rows")
     parser.add_argument("--noise", type=Path, help="folder of recordings of noise")
-    parser.add_argument("--model", help="checkpoint that head, joint and decoder start from (default: the shipped one)")
+    parser.add_argument(
+        "--model",
+        help="checkpoint of conf/tiny.yaml's sizes that head, joint and decoder start from (default: the shipped one)",
+    )
     parser.add_argument("--minutes", type=float, default=8.0, help="wall-clock time of a run's training (default: 8)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: 1)")
     parser.add_argument("--groups", nargs="+", choices=groups, default=groups, help="only these (default: all)")
@@ -133,7 +147,12 @@ def run_row(row: Row, options: argparse.Namespace) -> int:
     run.mkdir(parents=True)
     print(f"{row.group}: {row.name}, {options.minutes:g} min, {run}", file=sys.stderr)
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-    for command in commands(row, run, options):
+    try:
+        ordered = commands(row, run, options)
+    except (OSError, ValueError) as error:
+        print(f"ablate.py: {row.group}, {row.name}: {error}", file=sys.stderr)
+        return 1
+    for command in ordered:
         with (run / "log.txt").open("a") as log:
             done = subprocess.run([sys.executable, *command], stdout=log, stderr=log, env=environment, check=False)
         if done.returncode:
@@ -221,17 +240,24 @@ def flags(settings: Mapping[str, object]) -> list[str]:
 
 
 def start_files(options: argparse.Namespace) -> Path:
-    """Write what runs start from, the model's parts, into OUT/start, unless they are there; return that folder."""
+    """Write what runs start from, the model's parts, into OUT/start, unless they are there; return that folder.
+
+    Raises ValueError where they are of another model, FileNotFoundError without a model.
+    """
     start: Path = options.out / "start"
+    folder = resolve_model(options.model)
+    if start.exists() and (start / "origin").read_text(encoding="utf-8") != str(folder):
+        raise ValueError(f"{start} is not of --model {folder}: choose another --out")
     if not start.exists():
-        model, tokenizer = load_checkpoint(resolve_model(options.model))
+        model, tokenizer = load_checkpoint(folder)
         encoder = {name: value.contiguous() for name, value in model.encoder.state_dict().items()}
         lower = {name: value for name, value in encoder.items() if not name.startswith(("blocks.4.", "blocks.5."))}
-        with tempfile.TemporaryDirectory(dir=options.out) as folder:
-            parts = Path(folder) / "parts"
+        with tempfile.TemporaryDirectory(dir=options.out) as temporary:
+            parts = Path(temporary) / "parts"
             save_checkpoint(parts / "model", model, tokenizer, "")
             save_file(encoder, parts / "encoder.safetensors")
             save_file(lower, parts / "lower.safetensors")
+            (parts / "origin").write_text(str(folder), encoding="utf-8")
             parts.rename(start)
     return start
 
@@ -248,7 +274,8 @@ def tokenizer_file(vocab_size: int, start: Path, options: argparse.Namespace) ->
 
 
 def read_result(row: Row, run: Path, options: argparse.Namespace) -> dict[str, object]:
-    """Return what results.csv says of a run that ended."""
+    """Return what results.csv says of a run that ended. Nats a character are nats a piece times the development sets'
+    pieces a character; an utterance that a vocabulary cannot write in time is not among those scored."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         steps = list(csv.DictReader(file))
     last = steps[-1]
@@ -266,7 +293,8 @@ def read_result(row: Row, run: Path, options: argparse.Namespace) -> dict[str, o
     ]
     pieces = sum(len(tokenizer.encode(text)) for text in texts) / sum(map(len, texts))
     result |= {"dev_wer": last["dev_wer"], "ctc_nats": round(float(last["dev_ctc"]) * pieces, 4)}
-    return result | ({"decoder_nats": last["dev_decoder"]} if row.group == "joint" else {})
+    learnt = row.group == "joint" and row.name != "CTC weight 1"
+    return result | ({"decoder_nats": last["dev_decoder"]} if learnt else {})
 
 
 def parameters(weights: Path) -> int:

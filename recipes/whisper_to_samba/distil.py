@@ -5,6 +5,7 @@ import sys
 if __name__ == "__main__":
     try:
         from samba_asr.training.whisper.cli import main
+
+        sys.exit(main())
     except ModuleNotFoundError as error:
-        sys.exit(f"distil.py: training needs more packages ({error}); install them with: pip install -e '.[train]'")
-    sys.exit(main())
+        sys.exit(f"distil.py: more packages are needed ({error}): pip install -e '.[train,distil]'")

@@ -5,8 +5,7 @@ import sys
 if __name__ == "__main__":
     try:
         from samba_asr.training.whisper.cli import main_decoder
+
+        sys.exit(main_decoder())
     except ModuleNotFoundError as error:
-        sys.exit(
-            f"distil_decoder.py: training needs more packages ({error}); install them with: pip install -e '.[train]'"
-        )
-    sys.exit(main_decoder())
+        sys.exit(f"distil_decoder.py: more packages are needed ({error}): pip install -e '.[train,distil]'")

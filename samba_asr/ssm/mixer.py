@@ -96,7 +96,8 @@ class Mamba(nn.Module):
     def mix(
         self, projected: Tensor, lengths: Tensor | None, state: MixerState | None, reverse: bool
     ) -> tuple[Tensor, MixerState]:
-        """As :meth:`forward`, without the first and the last projection: what in_proj gives to what out_proj takes."""
+        """As :meth:`forward`, without the first and the last projection: what in_proj gives, (batch, time, its width),
+        0 on padding, to what out_proj takes, (batch, time, d_inner)."""
         state = state or self.initial_state(len(projected))
         x, z = projected.chunk(2, -1)
         x, conv = causal_conv1d(x, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)

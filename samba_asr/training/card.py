@@ -101,7 +101,8 @@ def _origins(training: TrainingConfig) -> list[str]:
     """Return a line for each thing beside transcripts that the weights come from: its licence counts too."""
     origins = {
         "The encoder began as": training.encoder.weights,
-        "All weights began as": training.init_from,
+        "All weights, but for what is named here, began as": training.init_from,
+        "The decoder began as": training.decoder_weights,
         "Kept near the teacher of": training.encoder.teacher_run,
         "Text without recordings": ", ".join(training.text.files),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from samba_asr.config import ModelConfig
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.config import TrainingConfig
 
@@ -51,7 +52,8 @@ def check_same_run(path: Path, config: TrainingConfig, tokenizer: Tokenizer) -> 
             f"data.tokenizer ({config.data.tokenizer}) is another tokenizer than that of {path}: "
             "resume with the run's own, or choose another --out"
         )
-    changes = list(differences("model", saved["training"]["model"], config.to_dict()["model"]))
+    before = ModelConfig.from_dict(saved["training"]["model"]).to_dict()  # fields of later versions: their defaults
+    changes = list(differences("model", before, config.model.to_dict()))
     if changes:
         raise ValueError(
             f"the configured model is another one than that of {path}: {'; '.join(changes)}; "

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -45,7 +45,7 @@ from samba_asr.training.data import (
     select_utterances,
 )
 from samba_asr.training.module import DevScores, TrainingModule
-from samba_asr.training.resume import check_same_run, differences, read_checkpoint
+from samba_asr.training.resume import check_same_run, differences, read_checkpoint, tokenizer_hash
 from samba_asr.training.text import TextBatches, read_sentences
 from samba_asr.training.whisper.matching import StateMatching
 
@@ -89,7 +89,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     if last is None and config.encoder.weights is not None:
         _load_encoder(model, config)
     if last is None and config.decoder_weights is not None:
-        _load_decoder(model, config.decoder_weights)
+        _load_decoder(model, config.decoder_weights, config, tokenizer)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
     matching = _matching(config, train_set)
@@ -252,11 +252,17 @@ def _load_encoder(model: SambaASR, config: TrainingConfig) -> None:
         block.pass_on()
 
 
-def _load_decoder(model: SambaASR, path: str) -> None:
-    """Load the weights that distil_decoder.py wrote."""
+def _load_decoder(model: SambaASR, path: str, config: TrainingConfig, tokenizer: Tokenizer) -> None:
+    """Load the weights that distil_decoder.py wrote for the same pieces."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"decoder_weights: {path} does not exist; make it with distil_decoder.py")
     try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+        if metadata.get("tokenizer_sha256") != tokenizer_hash(tokenizer):
+            raise ValueError(
+                f"decoder_weights: {path} was made for another tokenizer than data.tokenizer ({config.data.tokenizer})"
+            )
         model.decoder.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"decoder_weights: {path} does not fit the configured decoder: {error}") from error

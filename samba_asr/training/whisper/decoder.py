@@ -2,10 +2,12 @@
 
 Each mixer learns, as in stage (a) of the encoder, to say what its attention layer said, given what that layer was
 given, while the teacher reads transcripts with the recordings at hand. A piece's embedding is the mean of its text's
-Whisper tokens'. The cross-connections begin by adding nothing: attention over the recording has no counterpart.
+Whisper tokens'. The cross-connections begin by adding nothing: attention over the recording has no counterpart. So what
+mixers are given here holds positions and what cross-attention heard, and later it does not: a start, not a decoder.
 Issue 3.
 """
 
+import dataclasses
 import json
 import logging
 import random
@@ -26,7 +28,8 @@ from samba_asr.model.decoder import Decoder, DecoderBlock
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from samba_asr.training.data import read_manifests
-from samba_asr.training.module import parameter_groups
+from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
+from samba_asr.training.resume import tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.network import Block, LayerTap, Teacher, build_teacher
 from samba_asr.training.whisper.settings import DecoderDistilConfig
@@ -37,7 +40,7 @@ from samba_asr.training.whisper.weights import read_whisper_weights
 
 log = logging.getLogger(__name__)
 
-DECODER_FILE, STATE_FILE = "decoder.safetensors", "state.pt"
+DECODER_FILE, STATE_FILE, CONFIG_FILE = "decoder.safetensors", "state.pt", "config.json"
 GRADIENT_CLIP = 1.0
 DEV_WINDOWS = 8
 
@@ -45,15 +48,16 @@ DEV_WINDOWS = 8
 def distil_decoder(config: DecoderDistilConfig, out: str | Path, resume: bool = False) -> Path:
     """Run the stage; return the file of the decoder's weights, ``out/decoder.safetensors``.
 
-    Raises ValueError or FileNotFoundError for settings, files or data that cannot be used.
+    Raises ValueError or FileNotFoundError for settings, files or data that cannot be used, FloatingPointError where
+    gradients are not finite too often in a row.
     """
     out = Path(out)
     if not resume and out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty: continue its run with --resume true, or choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
     run = DecoderDistillation(config, out)
     if resume:
         run.load()
+    (out / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
     run.train()
     return out / DECODER_FILE
 
@@ -107,16 +111,15 @@ class DecoderDistillation:
         self.teacher = build_teacher(read_whisper_weights(config.teacher)).to(self.device)
         self.vocabulary = WhisperVocabulary.load(config.teacher_tokenizer)
         tokenizer = Tokenizer.load(config.tokenizer)
-        windows = Windows(read_manifests(config.train), config.seed), Windows(read_manifests(config.dev), 0)
-        folders = out / TRAIN_FOLDER, out / "teacher" / "dev"
-        self.train_states, self.dev_states = (
-            TeacherStates(self.teacher, each, folder, config.bf16)
-            for each, folder in zip(windows, folders, strict=True)
+        self.tokenizer_sha256 = tokenizer_hash(tokenizer)
+        windows, dev_windows = (
+            Windows(read_manifests(config.train), config.seed),
+            Windows(read_manifests(config.dev), 0),
         )
-        if len(self.train_states.windows) < config.windows:
-            raise ValueError(
-                f"{len(self.train_states.windows)} windows of audio are fewer than a batch's ({config.windows})"
-            )
+        if len(windows) < config.windows:
+            raise ValueError(f"{len(windows)} windows of audio are fewer than a batch's (windows: {config.windows})")
+        self.train_states = TeacherStates(self.teacher, windows, out / TRAIN_FOLDER, config.bf16)
+        self.dev_states = TeacherStates(self.teacher, dev_windows, out / "teacher" / "dev", config.bf16)
         torch.manual_seed(config.seed)
         d_model = self.teacher.d_model
         blocks = len(self.teacher.decoder.blocks)
@@ -131,7 +134,7 @@ class DecoderDistillation:
         self.mixers = nn.ModuleList(block.mixer for block in self.decoder.blocks if isinstance(block, DecoderBlock))
         groups = parameter_groups(self.mixers, 0.01)
         self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
-        self.step, self.minutes = 0, 0.0
+        self.step, self.minutes, self._skipped = 0, 0.0, 0
 
     def load(self) -> None:
         """Take up the run where its last checkpoint left it. Raises ValueError where that has other sizes."""
@@ -140,6 +143,8 @@ class DecoderDistillation:
             log.info("%s has no checkpoint: starting anew", self.out)
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["tokenizer_sha256"] != self.tokenizer_sha256:
+            raise ValueError(f"{path} was made for another tokenizer than {self.config.tokenizer}")
         try:
             self.decoder.load_state_dict(state["decoder"])
         except RuntimeError as error:
@@ -148,13 +153,14 @@ class DecoderDistillation:
         self.step, self.minutes = state["step"], state["minutes"]
 
     def save(self) -> None:
-        """Write a checkpoint to resume from, and the decoder's weights (matrices in float16)."""
+        """Write the decoder's weights (matrices in float16), and a checkpoint to resume from."""
+        tensors = {name: as_stored(name, value, torch.float16) for name, value in self.decoder.state_dict().items()}
+        own = {"tokenizer_sha256": self.tokenizer_sha256}
+        with replacing(self.out / DECODER_FILE) as partial:
+            save_file(tensors, partial, metadata={**own, "config": json.dumps(self.model_config.to_dict())})
         state = {"decoder": self.decoder.state_dict(), "optimiser": self.optimiser.state_dict()}
         with replacing(self.out / STATE_FILE) as partial:
-            torch.save({**state, "step": self.step, "minutes": self.minutes}, partial)
-        tensors = {name: as_stored(name, value, torch.float16) for name, value in self.decoder.state_dict().items()}
-        with replacing(self.out / DECODER_FILE) as partial:
-            save_file(tensors, partial, metadata={"config": json.dumps(self.model_config.to_dict())})
+            torch.save({**state, **own, "step": self.step, "minutes": self.minutes}, partial)
 
     def train(self) -> None:
         """Train the mixers for the run's time; validate and save now and then, and at the end."""
@@ -171,7 +177,13 @@ class DecoderDistillation:
             self.optimiser.zero_grad()
             errors.sum().backward()
             norm = nn.utils.clip_grad_norm_(self.mixers.parameters(), GRADIENT_CLIP * len(errors))
-            if torch.isfinite(norm):
+            self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
+            if self._skipped >= MAX_SKIPPED_IN_A_ROW:
+                raise FloatingPointError(
+                    f"the gradient was not finite {self._skipped} times in a row, at step {self.step}: lower "
+                    f"learning_rate ({config.learning_rate}), then --resume true"
+                )
+            if not self._skipped:
                 self.optimiser.step()
             self.step += 1
             self.minutes = before + (time.monotonic() - started) / 60

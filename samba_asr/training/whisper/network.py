@@ -1,4 +1,4 @@
-"""Whisper's network (arXiv 2212.04356) in plain torch, as a teacher: its encoder tells what each layer saw and said."""
+"""Whisper's network (arXiv 2212.04356) in plain torch, as a teacher: it tells what each layer saw and said."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -14,7 +14,7 @@ WINDOW_SECONDS = 30
 
 
 class LayerTap(NamedTuple):
-    """What one attention layer of the encoder was given and what it gave, each (batch, states, d_model)."""
+    """What one self-attention layer was given and what it gave, each (batch, states or tokens, d_model)."""
 
     given: Tensor
     said: Tensor
@@ -154,14 +154,21 @@ class TeacherDecoder(nn.Module):
             memory.append(block.cross_attn.read(encoder_out))
         return TeacherState(0, tuple(memory), (None,) * len(memory))
 
-    def forward(
-        self, tokens: Tensor, state: TeacherState, taps: list[LayerTap] | None = None
-    ) -> tuple[Tensor, TeacherState]:
+    def forward(self, tokens: Tensor, state: TeacherState) -> tuple[Tensor, TeacherState]:
         """tokens: (batch, tokens) int64; only one at a time after the first call. Returns logits (batch, tokens,
-        vocab_size) and the new state. taps: takes each layer's.
+        vocab_size) and the new state.
 
         Raises ValueError for several tokens after the first call, or more in all than the model has positions.
         """
+        x, state, _ = self._read(tokens, state)
+        return F.linear(self.ln(x), self.token_embedding.weight), state
+
+    def taps(self, tokens: Tensor, state: TeacherState) -> list[LayerTap]:
+        """Return what each layer's self-attention is given and says of tokens: (batch, tokens) int64. Raises ValueError
+        as :meth:`forward`."""
+        return self._read(tokens, state)[2]
+
+    def _read(self, tokens: Tensor, state: TeacherState) -> tuple[Tensor, TeacherState, list[LayerTap]]:
         end = state.position + tokens.shape[1]
         if state.position and tokens.shape[1] != 1:
             raise ValueError(f"the teacher's decoder takes one token after the first call, not {tokens.shape[1]}")
@@ -170,20 +177,13 @@ class TeacherDecoder(nn.Module):
                 f"{end} tokens are more than the teacher writes at once ({len(self.positional_embedding)})"
             )
         x = self.token_embedding(tokens) + self.positional_embedding[state.position : end]
-        past = []
+        past, taps = [], []
         for block, own, memory in zip(self.blocks, state.past, state.memory, strict=True):
             assert isinstance(block, Block)
             x, new, tap = block.decode(x, own, memory)
             past.append(new)
-            if taps is not None:
-                taps.append(tap)
-        return F.linear(self.ln(x), self.token_embedding.weight), TeacherState(end, state.memory, tuple(past))
-
-    def taps(self, tokens: Tensor, state: TeacherState) -> list[LayerTap]:
-        """Return what each layer's self-attention is given and says of tokens: (batch, tokens) int64."""
-        taps: list[LayerTap] = []
-        self(tokens, state, taps)
-        return taps
+            taps.append(tap)
+        return x, TeacherState(end, state.memory, tuple(past)), taps
 
 
 class Teacher(nn.Module):

@@ -1,4 +1,4 @@
-"""The settings of turning a Whisper encoder into a Samba encoder."""
+"""The settings of turning a Whisper model into a Samba encoder and the start of a decoder."""
 
 import dataclasses
 from dataclasses import dataclass, field
