@@ -10,6 +10,22 @@ from samba_asr.training.manifest import Utterance
 D_MODEL, N_MELS, N_LAYERS, N_STATES, N_TOKENS = 64, 16, 2, 1500, 130
 SIZES = {"D_MODEL": D_MODEL, "N_MELS": N_MELS, "N_LAYERS": N_LAYERS, "N_STATES": N_STATES, "N_TOKENS": N_TOKENS}
 
+STEP_SECONDS = 3.75
+"""A sixteenth of a minute: sums are exact."""
+
+
+class Clock:
+    """Advances by a step's time whenever it is read: at a stage's start and after each of its steps."""
+
+    def __init__(self, interrupt_at=None):
+        self.readings, self.interrupt_at = 0, interrupt_at
+
+    def monotonic(self):
+        self.readings += 1
+        if self.readings == self.interrupt_at:
+            raise KeyboardInterrupt
+        return self.readings * STEP_SECONDS
+
 
 def teacher_weights(**sizes):
     """Return random weights of these sizes under openai's names; norms scale by about 1, so that layers are heard."""

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from distil_cases import D_MODEL, N_LAYERS, close, teacher_weights, utterances
+from distil_cases import D_MODEL, N_LAYERS, Clock, close, teacher_weights, utterances
 from safetensors.torch import load_file
 from test_whisper_vocabulary import write_vocabulary
 from torch import nn
@@ -33,19 +33,6 @@ from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 
 MIXER = MixerConfig(expand=1, d_state=8, head_dim=32)
 CONFIG = DecoderConfig(n_layers=N_LAYERS, d_ff=4 * D_MODEL, dropout=0.0, mixer=MIXER)
-
-
-class Clock:
-    """A sixteenth of a minute a reading."""
-
-    def __init__(self, interrupt_at=None):
-        self.readings, self.interrupt_at = 0, interrupt_at
-
-    def monotonic(self):
-        self.readings += 1
-        if self.readings == self.interrupt_at:
-            raise KeyboardInterrupt
-        return self.readings * 3.75
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from distil_cases import N_LAYERS, N_MELS, teacher_weights, utterances
+from distil_cases import N_LAYERS, N_MELS, Clock, teacher_weights, utterances
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_whisper_vocabulary import write_vocabulary
@@ -36,23 +36,8 @@ from samba_asr.training.whisper.targets import TeacherStates, Windows, collect
 from samba_asr.training.whisper.transcribe import transcribe_states
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 
-STEP_SECONDS = 3.75
-"""A sixteenth of a minute: sums are exact."""
 STEPS = 12
 """Of each stage, with a checkpoint after every fourth."""
-
-
-class Clock:
-    """Advances by a step's time whenever it is read: at a stage's start and after each of its steps."""
-
-    def __init__(self, interrupt_at=None):
-        self.readings, self.interrupt_at = 0, interrupt_at
-
-    def monotonic(self):
-        self.readings += 1
-        if self.readings == self.interrupt_at:
-            raise KeyboardInterrupt
-        return self.readings * STEP_SECONDS
 
 
 @pytest.fixture(autouse=True)

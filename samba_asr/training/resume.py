@@ -16,6 +16,14 @@ _FREE = ("dropout", "drop_path", "chunk_size", "search", "d_state", "dt_rank")
 """Not compared: what leaves the meaning of the weights alone, and sizes that loading the weights compares."""
 
 
+def check_folder(out: Path, resume: bool) -> None:
+    """Raise ValueError where a run's folder is a file, or holds something that a new run would mix with."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out must name a folder")
+    if not resume and out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: continue its run with --resume true, or choose another --out")
+
+
 def tokenizer_hash(tokenizer: Tokenizer) -> str:
     """Return the SHA-256 of a tokenizer's model, in hexadecimal."""
     return hashlib.sha256(tokenizer.model_proto).hexdigest()

@@ -45,7 +45,7 @@ from samba_asr.training.data import (
     select_utterances,
 )
 from samba_asr.training.module import DevScores, TrainingModule
-from samba_asr.training.resume import check_same_run, differences, read_checkpoint, tokenizer_hash
+from samba_asr.training.resume import check_folder, check_same_run, differences, read_checkpoint, tokenizer_hash
 from samba_asr.training.text import TextBatches, read_sentences
 from samba_asr.training.whisper.matching import StateMatching
 
@@ -132,11 +132,8 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
 
 def _open_run(out: Path, resume: bool) -> Path | None:
     """Return the checkpoint to resume from, None to start anew."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; --out must name a folder")
+    check_folder(out, resume)
     if not resume:
-        if out.exists() and any(out.iterdir()):
-            raise ValueError(f"{out} is not empty: continue its run with --resume true, or choose another --out")
         return None
     checkpoints = list_checkpoints(out / "checkpoints")
     if not checkpoints:

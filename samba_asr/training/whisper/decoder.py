@@ -29,7 +29,7 @@ from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from samba_asr.training.data import read_manifests
 from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
-from samba_asr.training.resume import tokenizer_hash
+from samba_asr.training.resume import check_folder, tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.network import Block, LayerTap, Teacher, build_teacher
 from samba_asr.training.whisper.settings import DecoderDistilConfig
@@ -52,8 +52,7 @@ def distil_decoder(config: DecoderDistilConfig, out: str | Path, resume: bool = 
     gradients are not finite too often in a row.
     """
     out = Path(out)
-    if not resume and out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: continue its run with --resume true, or choose another --out")
+    check_folder(out, resume)
     run = DecoderDistillation(config, out)
     if resume:
         run.load()

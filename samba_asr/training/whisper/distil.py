@@ -30,6 +30,7 @@ from samba_asr.model.checkpoint import as_stored
 from samba_asr.model.encoder import Encoder, EncoderBlock
 from samba_asr.training.data import read_manifests
 from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
+from samba_asr.training.resume import check_folder
 from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.measure import TeacherWer
 from samba_asr.training.whisper.network import LayerTap, build_teacher
@@ -89,8 +90,7 @@ def distil(config: DistilConfig, out: str | Path, resume: bool = False) -> Path:
     gradients are not finite too often in a row.
     """
     out = Path(out)
-    if not resume and out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: continue its run with --resume true, or choose another --out")
+    check_folder(out, resume)
     out.mkdir(parents=True, exist_ok=True)
     run = Distillation(config, out)
     if resume:
