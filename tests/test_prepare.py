@@ -71,6 +71,14 @@ def test_a_folder_of_corpora(data, tmp_path, clips):
     assert "training the tokenizer on ljspeech-train, librispeech-train-clean-5\n" in run.stderr
 
 
+def test_a_tokenizer_of_written_text(data, tmp_path):
+    run = prepare("--data", data, "--out", tmp_path / "out", "--vocab-size", 48, "--text-form", "written")
+    assert run.returncode == 0, run.stderr
+    tokenizer = Tokenizer.load(tmp_path / "out" / "tokenizer.model")
+    for text in ("Text number w!", "mister quilter is the apostle"):  # LJSpeech's; LibriSpeech's in lower case
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
 def test_chosen_corpora_bpe_and_paths_below_out(data):
     run = prepare("--data", ".", "--out", ".", "--vocab-size", 38, "--kind", "bpe", "--corpora", "ljspeech", cwd=data)
     assert run.returncode == 0, run.stderr

@@ -461,6 +461,7 @@ def test_a_run_from_before_a_setting_existed_resumes(used_run, corpus):
     last = list_checkpoints(out / "checkpoints")[-1]
     state = torch.load(last, weights_only=True)
     del state["hyper_parameters"]["training"]["model"]["encoder"]["shared_projections"]
+    del state["hyper_parameters"]["training"]["data"]["text_form"]
     torch.save(state, last)
     train(settings(corpus, max_steps=13), out, resume=True)
     assert list_checkpoints(out / "checkpoints")[-1].name == "step=13.ckpt"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import get_args
 
-from samba_asr.text.normalization import normalize_for_training
+from samba_asr.text.normalization import TextForm, normalize_for_training, normalize_text
 from samba_asr.text.tokenizer import Kind, Tokenizer
 from samba_asr.training.corpora import Split, corpus_name, find_corpora, hold_out, scan_corpus
 from samba_asr.training.manifest import export_tsv, write_manifest
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         splits = scan(options.data, options.corpora)
         if options.dev_share:
             splits = [part for split in splits for part in with_dev(split, splits, options.dev_share)]
-        tokenizer = train_tokenizer(splits, options.vocab_size, options.kind)
+        tokenizer = train_tokenizer(splits, options.vocab_size, options.kind, options.text_form)
         write(options.out, splits, tokenizer)
     except (ValueError, OSError) as error:
         print(f"prepare.py: {error}", file=sys.stderr)
@@ -83,6 +83,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--kind", choices=get_args(Kind), default="unigram", help="SentencePiece model (default: unigram)"
+    )
+    parser.add_argument(
+        "--text-form",
+        choices=get_args(TextForm),
+        default="spoken",
+        help="what the tokenizer learns to write, as train.py's data.text_form: lower-case words, or also case and "
+        "punctuation where the corpora have them (default: spoken)",
     )
     parser.add_argument(
         "--dev-share",
@@ -139,13 +146,13 @@ def is_training(split: Split) -> bool:
     return split.name.startswith("train")
 
 
-def train_tokenizer(splits: Iterable[Split], vocab_size: int, kind: Kind) -> Tokenizer:
+def train_tokenizer(splits: Iterable[Split], vocab_size: int, kind: Kind, text_form: TextForm) -> Tokenizer:
     """Train on the normalised texts of the training splits, or of all where none is called train."""
     training = [split for split in splits if is_training(split)]
     if not training:
         logging.warning("no split's name begins with train: the tokenizer is trained on all of them")
         training = list(splits)
-    texts = [normalize_for_training(utterance.text) for split in training for utterance in split.utterances]
+    texts = [normalize_text(utterance.text, text_form) for split in training for utterance in split.utterances]
     logging.info("training the tokenizer on %s", ", ".join(map(output_name, training)))
     try:
         return Tokenizer.train(texts, vocab_size, kind)

@@ -12,11 +12,17 @@ import torch
 from samba_asr import __version__
 from samba_asr.config import ModelConfig
 from samba_asr.evaluation.environment import available_cores, git_commit, package_versions, processor_name
+from samba_asr.text.normalization import TextForm
 from samba_asr.training.config import TrainingConfig
 from samba_asr.training.manifest import Utterance
 from samba_asr.training.module import DevScores, Progress
 
 _PACKAGES = ("torch", "torchaudio", "lightning", "numpy", "sentencepiece", "librosa", "soundfile", "soxr", "jiwer")
+_FORMS: dict[TextForm, str] = {
+    "spoken": "lower-case words without punctuation",
+    "written": "words with case and punctuation (. , ? ! and hyphens inside words)",
+}
+"""What a model writes, by data.text_form."""
 
 
 def describe_environment(command: Sequence[str], device: torch.device) -> dict[str, Any]:
@@ -64,7 +70,7 @@ def model_card(run: RunSummary) -> str:
         "# A Samba-ASR checkpoint",
         "",
         f"A state-space speech recogniser with {run.parameters / 1e6:.2f} M parameters, trained by "
-        "`recipes/librispeech/train.py`. It transcribes English speech to lower-case words without punctuation.",
+        f"`recipes/librispeech/train.py`. It transcribes English speech to {_FORMS[run.training.data.text_form]}.",
         "",
         "## Training data",
         "",

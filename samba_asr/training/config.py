@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from samba_asr.config import ModelConfig
+from samba_asr.text.normalization import TextForm
 
 Precision = Literal["32", "bf16"]
 Accelerator = Literal["auto", "cpu", "gpu", "mps"]
@@ -26,6 +27,9 @@ class DataConfig:
     """Manifests of the development sets, never trained on."""
     tokenizer: str
     """SentencePiece model, as made by prepare.py."""
+    text_form: TextForm = "spoken"
+    """What is learnt of transcripts and of text without recordings. spoken: lower-case words; written: also case and
+    punctuation, where the manifests have them (pseudo_label.py) and the tokenizer (prepare.py --text-form)."""
     batch_seconds: float = 60.0
     """Most seconds of audio in a batch, padding included, before speed perturbation."""
     min_duration: float = 0.3

@@ -18,7 +18,7 @@ from samba_asr.audio.augment import SpeedPerturbation
 from samba_asr.audio.load import AudioDecodeError, load_audio
 from samba_asr.audio.noise import WaveformAugment, load_noises
 from samba_asr.config import ModelConfig
-from samba_asr.text.normalization import normalize_for_training
+from samba_asr.text.normalization import TextForm, normalize_text
 from samba_asr.text.tokenizer import BLANK_ID, Tokenizer
 from samba_asr.training.batching import BatchSequence
 from samba_asr.training.config import WaveformAugmentConfig
@@ -79,6 +79,7 @@ def select_utterances(
     min_duration: float,
     max_duration: float,
     fastest: float = 1.0,
+    text_form: TextForm = "spoken",
 ) -> Selection:
     """Keep the utterances that a model can be trained on.
 
@@ -89,12 +90,13 @@ def select_utterances(
         min_duration: seconds.
         max_duration: seconds.
         fastest: largest speed factor; audio may become shorter by it.
+        text_form: how the text is normalised.
     """
     kept: list[Utterance] = []
     kept_tokens: list[list[int]] = []
     left_out: Counter[str] = Counter()
     for utterance in utterances:
-        tokens = tokenizer.encode(normalize_for_training(utterance.text))
+        tokens = tokenizer.encode(normalize_text(utterance.text, text_form))
         if utterance.duration < min_duration:
             left_out["too short"] += 1
         elif utterance.duration > max_duration:

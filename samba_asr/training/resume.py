@@ -9,7 +9,7 @@ import torch
 
 from samba_asr.config import ModelConfig
 from samba_asr.text.tokenizer import Tokenizer
-from samba_asr.training.config import TrainingConfig
+from samba_asr.training.config import DataConfig, TrainingConfig
 
 _NEEDED = {"state_dict", "optimizer_states", "progress", "hyper_parameters"}
 _FREE = ("dropout", "drop_path", "chunk_size", "search", "d_state", "dt_rank")
@@ -52,13 +52,18 @@ def _damaged(path: Path) -> str:
 
 
 def check_same_run(path: Path, config: TrainingConfig, tokenizer: Tokenizer) -> None:
-    """Raise ValueError where a checkpoint's tokenizer or model differs from what is configured."""
+    """Raise ValueError where a checkpoint's tokenizer, form of text or model differs from what is configured."""
     saved = read_checkpoint(path)["hyper_parameters"]
     ours = tokenizer_hash(tokenizer)
     if saved["tokenizer_sha256"] != ours:
         raise ValueError(
             f"data.tokenizer ({config.data.tokenizer}) is another tokenizer than that of {path}: "
             "resume with the run's own, or choose another --out"
+        )
+    form = saved["training"]["data"].get("text_form", DataConfig.text_form)
+    if form != config.data.text_form:
+        raise ValueError(
+            f"data.text_form ({config.data.text_form}) was {form} in {path}: resume with that, or choose another --out"
         )
     before = ModelConfig.from_dict(saved["training"]["model"]).to_dict()  # fields of later versions: their defaults
     changes = list(differences("model", before, config.model.to_dict()))

@@ -5,6 +5,7 @@ import json
 import logging
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     trainer = _run_trainer(config, out, stop)  # a missing accelerator shows before the work
     if last is not None:
         check_same_run(last, config, tokenizer)
+    _check_text_form(config, tokenizer)
     train_set, dev_set = _select(config, tokenizer)
     torch.manual_seed(config.seed)
     model = SambaASR(config.model)
@@ -150,14 +152,26 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=r".*does not have many workers.*")
 
 
+def _check_text_form(config: TrainingConfig, tokenizer: Tokenizer) -> None:
+    if config.data.text_form == "written" and not any(char.isupper() for piece in tokenizer.pieces() for char in piece):
+        raise ValueError(
+            f"data.text_form (written) needs a tokenizer that knows capitals; {config.data.tokenizer} was trained on "
+            "text without: prepare.py --text-form written, on corpora that have them, makes one"
+        )
+
+
 def _select(config: TrainingConfig, tokenizer: Tokenizer) -> tuple[Selection, Selection]:
     data = config.data
-    limits = {"min_duration": data.min_duration, "max_duration": data.max_duration}
-    fastest = max(1.0, *data.speed_factors)
-    train_set = select_utterances(
-        read_manifests(data.train_manifests), tokenizer, config.model, **limits, fastest=fastest
+    select = partial(
+        select_utterances,
+        tokenizer=tokenizer,
+        model=config.model,
+        min_duration=data.min_duration,
+        max_duration=data.max_duration,
+        text_form=data.text_form,
     )
-    dev_set = select_utterances(read_manifests(data.dev_manifests), tokenizer, config.model, **limits)
+    train_set = select(read_manifests(data.train_manifests), fastest=max(1.0, *data.speed_factors))
+    dev_set = select(read_manifests(data.dev_manifests))
     log.info("training: %s", train_set.describe())
     log.info("development: %s", dev_set.describe())
     for name, selection in (("data.train", train_set), ("data.dev", dev_set)):
@@ -195,7 +209,7 @@ def _text(config: TrainingConfig, tokenizer: Tokenizer) -> TextBatches | None:
     if not config.text.files:
         return None
     unwanted = {normalize_for_training(utterance.text) for utterance in read_manifests(config.data.dev_manifests)}
-    sentences = read_sentences(config.text.files, tokenizer, unwanted)
+    sentences = read_sentences(config.text.files, tokenizer, unwanted, config.data.text_form)
     log.info("text: %d sentences, %d tokens", len(sentences), sum(map(len, sentences)))
     return TextBatches(sentences, config.text.tokens, config.seed)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from samba_asr.text.normalization import normalize_for_training
+from samba_asr.text.normalization import TextForm, normalize_for_training, normalize_text
 from samba_asr.text.tokenizer import BLANK_ID, Tokenizer
 
 LONGEST = 200
@@ -38,11 +38,14 @@ class TextBatches:
         return padded, torch.tensor([len(sentence) for sentence in chosen])
 
 
-def read_sentences(files: Sequence[str], tokenizer: Tokenizer, unwanted: Collection[str]) -> list[list[int]]:
+def read_sentences(
+    files: Sequence[str], tokenizer: Tokenizer, unwanted: Collection[str], text_form: TextForm = "spoken"
+) -> list[list[int]]:
     """Return the tokens of every line that, normalised, has words, is not unwanted, is new and is not too long.
 
-    unwanted: normalised texts. Raises FileNotFoundError without such a file, ValueError for one that is not UTF-8 text
-    and where no line is left.
+    unwanted: texts in the spoken form, whatever text_form is: their case and punctuation make no difference.
+
+    Raises FileNotFoundError without such a file, ValueError for one that is not UTF-8 text and where no line is left.
     """
     lines: dict[str, None] = {}
     for file in files:
@@ -50,8 +53,8 @@ def read_sentences(files: Sequence[str], tokenizer: Tokenizer, unwanted: Collect
             text = Path(file).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"text.files: {file} is not UTF-8 text ({error})") from error
-        lines |= dict.fromkeys(normalize_for_training(line) for line in text.splitlines())
-    sentences = [tokenizer.encode(line) for line in lines if line and line not in unwanted]
+        lines |= dict.fromkeys(normalize_text(line, text_form) for line in text.splitlines())
+    sentences = [tokenizer.encode(line) for line in lines if line and normalize_for_training(line) not in unwanted]
     sentences = [sentence for sentence in sentences if len(sentence) <= LONGEST]
     if not sentences:
         raise ValueError(f"text.files: {', '.join(files)} hold no sentence of at most {LONGEST} tokens")
