@@ -25,7 +25,7 @@ from samba_asr.atomic import replacing
 from samba_asr.config import DecoderConfig, ModelConfig
 from samba_asr.model.checkpoint import as_stored
 from samba_asr.model.decoder import Decoder, DecoderBlock
-from samba_asr.text.normalization import normalize_for_training
+from samba_asr.text.normalization import normalize_text
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from samba_asr.training.data import read_manifests
 from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
@@ -220,7 +220,8 @@ class DecoderDistillation:
         rows = []
         for window in chosen:
             said = [windows.utterances[place.utterance].text for place in windows.placements[window]]
-            words = self.vocabulary.encode(f" {normalize_for_training(' '.join(said))}")
+            text = normalize_text(" ".join(said), self.config.text_form)
+            words = self.vocabulary.encode(f" {text}")
             rows.append([*self.vocabulary.prompt, *words][:longest])
         lengths = torch.tensor([len(row) for row in rows])
         tokens = torch.full((len(rows), int(lengths.max())), self.vocabulary.end_id)

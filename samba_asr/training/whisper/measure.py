@@ -7,12 +7,11 @@ from torch import Tensor
 
 from samba_asr.audio.features import LogMel
 from samba_asr.audio.load import load_audio
-from samba_asr.config import FeatureConfig
 from samba_asr.evaluation.wer import ScoredUtterance, score
 from samba_asr.model.encoder import Encoder
 from samba_asr.training.manifest import Utterance
 from samba_asr.training.whisper.network import Teacher
-from samba_asr.training.whisper.transcribe import transcribe_states
+from samba_asr.training.whisper.transcribe import padded_states, teacher_features, transcribe_states
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 from samba_asr.training.whisper.windows import SAMPLE_RATE, STATE_SAMPLES, WINDOW_STATES
 
@@ -34,13 +33,13 @@ class TeacherWer:
         count = min(count, len(utterances))
         self.utterances = [utterances[i * len(utterances) // count] for i in range(count)]
         self.device = teacher.encoder.ln_post.weight.device
-        self.features = LogMel(FeatureConfig(normalisation="whisper", n_mels=teacher.encoder.conv1.in_channels))
+        self.features = teacher_features(teacher)
         self.waveforms = [
             torch.from_numpy(load_audio(utterance.audio, SAMPLE_RATE))[: WINDOW_STATES * STATE_SAMPLES]
             for utterance in self.utterances
         ]
-        self.silence = self._teacher_states([torch.zeros(1)])[0]
-        self.teacher_wer = self._wer([self._teacher_states([waveform])[0] for waveform in self.waveforms])
+        self.silence = padded_states(teacher, self.features, [torch.zeros(1)])[0]
+        self.teacher_wer = self._wer([padded_states(teacher, self.features, [each])[0] for each in self.waveforms])
 
     def __call__(
         self, encoder: Encoder, features: LogMel, means: Tensor, offset: Tensor, stride: int
@@ -59,15 +58,6 @@ class TeacherWer:
             whole[: len(said)] = said + means[::stride][: len(said)].to(said)
             states.append(whole)
         return self._wer(states), self.teacher_wer
-
-    @torch.no_grad()
-    def _teacher_states(self, waveforms: Sequence[Tensor]) -> Tensor:
-        padded = torch.zeros(len(waveforms), WINDOW_STATES * STATE_SAMPLES)
-        for row, waveform in zip(padded, waveforms, strict=True):
-            row[: len(waveform)] = waveform
-        features, _ = self.features(padded, torch.full((len(waveforms),), padded.shape[1]))
-        states: Tensor = self.teacher.encoder(features.to(self.device))[0]
-        return states
 
     def _wer(self, states: Sequence[Tensor]) -> float:
         texts: list[str] = []

@@ -1,10 +1,11 @@
-"""The settings of turning a Whisper model into a Samba encoder and the start of a decoder."""
+"""The settings of turning a Whisper model into a Samba encoder and the start of a decoder, and of its labels."""
 
 import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from samba_asr.config import MixerConfig
+from samba_asr.text.normalization import TextForm
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ class DecoderDistilConfig:
     """Training manifests (JSON lines), as made by prepare.py: audio and text."""
     dev: list[str]
     """Manifests of the development sets."""
+    text_form: TextForm = "spoken"
+    """Form of the transcripts that the teacher reads, as train.py's data.text_form."""
     mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1))
     """What takes self-attention's place, and the cross-connection's mixer."""
     minutes: float = 4.0
@@ -129,3 +132,34 @@ class DecoderDistilConfig:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be positive")
         if not self.train or not self.dev:
             raise ValueError("train and dev must each name at least one manifest")
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Case and punctuation for manifests, from what a teacher writes."""
+
+    teacher: str
+    """Whisper checkpoint: .pt (openai), .safetensors (Hugging Face) or .npz (CTranslate2's names)."""
+    teacher_tokenizer: str
+    """The teacher's tokenizer.json."""
+    manifests: list[str]
+    """Manifests (JSON lines), as made by prepare.py."""
+    min_agreement: float = 0.9
+    """Utterances in which fewer words agree, as a share, are not labelled."""
+    rest: Literal["keep", "drop"] = "keep"
+    """What becomes of those: keep writes them, in lower case, into manifests of their own."""
+    limit: int | None = None
+    """At most this many utterances of each manifest are given to the teacher, evenly spread; None: all."""
+    batch: int = 8
+    """Utterances that the teacher reads at once."""
+    bf16: bool = True
+    """Mixed precision of the teacher's encoder."""
+
+    def __post_init__(self) -> None:
+        if not self.manifests:
+            raise ValueError("manifests must name at least one manifest")
+        if not 0 <= self.min_agreement <= 1:
+            raise ValueError(f"min_agreement ({self.min_agreement}) must be in [0, 1]")
+        for name in ("limit", "batch"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"{name} ({value}) must be positive")

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samba_asr.audio.features import LogMel
 from samba_asr.audio.load import AudioDecodeError, load_audio
-from samba_asr.config import FeatureConfig
 from samba_asr.training.manifest import Utterance
 from samba_asr.training.whisper.network import LayerTap, Teacher
+from samba_asr.training.whisper.transcribe import teacher_features
 from samba_asr.training.whisper.windows import (
     SAMPLE_RATE,
     STATE_SAMPLES,
@@ -93,7 +92,7 @@ class TeacherStates:
         self.teacher = teacher
         self.windows = windows
         self.bf16 = bf16
-        self.features = LogMel(FeatureConfig(normalisation="whisper", n_mels=teacher.encoder.conv1.in_channels))
+        self.features = teacher_features(teacher)
         folder.mkdir(parents=True, exist_ok=True)
         identity = _identity(teacher, windows, bf16)
         mark = folder / "identity"

@@ -1,10 +1,34 @@
 """What a Whisper teacher's decoder writes of encoder states: its own, or those of a student."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from samba_asr.audio.features import LogMel
+from samba_asr.config import FeatureConfig
 from samba_asr.training.whisper.network import Teacher
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
+from samba_asr.training.whisper.windows import STATE_SAMPLES, WINDOW_STATES
+
+
+def teacher_features(teacher: Teacher) -> LogMel:
+    """Return what turns waveforms into the features that the teacher hears."""
+    return LogMel(FeatureConfig(normalisation="whisper", n_mels=teacher.encoder.conv1.in_channels))
+
+
+@torch.no_grad()
+def padded_states(teacher: Teacher, features: LogMel, waveforms: Sequence[Tensor], bf16: bool = False) -> Tensor:
+    """Return the teacher's states (batch, 1500, d_model) float32 of waveforms, (samples,) at 16 kHz and at most 30 s
+    each, every one in a window of its own; features: :func:`teacher_features`."""
+    padded = torch.zeros(len(waveforms), WINDOW_STATES * STATE_SAMPLES)
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = waveform
+    mels, _ = features(padded, torch.full((len(waveforms),), padded.shape[1]))
+    device = teacher.encoder.ln_post.weight.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        states: Tensor = teacher.encoder(mels.to(device))[0]
+    return states.float()
 
 
 @torch.inference_mode()
