@@ -1,6 +1,7 @@
 """recipes/whisper_to_samba/ablate.py: every row's command is one that distil.py and train.py understand."""
 
 import csv
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 from distil_cases import utterances
 
 from samba_asr.model.pretrained import resolve_model
+from samba_asr.text.normalization import normalize_text
+from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.cli import parse_arguments
-from samba_asr.training.manifest import write_manifest
+from samba_asr.training.manifest import read_manifest, write_manifest
 from samba_asr.training.whisper import cli as distil_cli
 from samba_asr.training.whisper import decoder as decoder_module
 from samba_asr.training.whisper import distil as distil_module
@@ -34,16 +37,20 @@ def arguments(ablate, clips, tmp_path_factory):
     root = tmp_path_factory.mktemp("ablate")
     for name in (*ablate.TRAINING, *ablate.DEV, ablate.SYNTHETIC):
         write_manifest(root / "prepared" / f"{name}.jsonl", utterances(clips))
+    labelled = [dataclasses.replace(u, text=f"{u.text.capitalize()}.") for u in utterances(clips[1:])]
+    for name in (*ablate.TRAINING, ablate.SYNTHETIC):
+        write_manifest(root / "written" / f"{name}.jsonl", labelled)
     (root / "sentences.txt").write_text("the first sentence\nthe second one\n")
     made = ["--prepared", root / "prepared", "--teacher", "tiny.pt", "--teacher-tokenizer", "tiny.json"]
     made += ["--other-teacher", "base.pt", "--other-teacher-tokenizer", "base.json", "--noise", "noise"]
+    made += ["--written", root / "written"]
     return [*map(str, made), "--text", str(root / "sentences.txt"), "--minutes", "2", "--threads", "1"]
 
 
 @pytest.fixture
 def options(ablate, arguments, tmp_path, monkeypatch):
     chosen = ablate.build_parser().parse_args([*arguments, "--out", str(tmp_path)])
-    monkeypatch.setattr(ablate, "tokenizer_file", lambda size, start, _: start / f"tokenizer-{size}.model")
+    monkeypatch.setattr(ablate, "tokenizer_file", lambda row, *_: Path(f"{row.text_form}-{row.vocab_size}.model"))
     return chosen
 
 
@@ -76,6 +83,53 @@ def test_every_training_run_is_understood_and_differs_from_the_others(ablate, op
         expected = {"head": (True, False), "joint": (False, row.name != "CTC weight 1"), "decoder": (True, True)}
         assert (frozen, decoder) == expected[row.group], row
         assert not set(config.data.train_manifests) & set(config.data.dev_manifests)
+        assert {Path(name).parent.name for name in config.data.dev_manifests} == {"prepared"}
+        folder = "written" if row.labelled else "prepared"
+        assert {Path(name).parent.name for name in config.data.train_manifests} == {folder}
+
+
+def test_written_text_differs_from_the_same_utterances_in_what_is_written_alone(ablate, options):
+    spoken, written = (row for row in ablate.ROWS if row.labelled)
+    settings = [
+        parse_arguments([*ablate.train_command(row, options, 1.0)[1:], "--out", "run"]).config.to_dict()
+        for row in (spoken, written)
+    ]
+    data = [config.pop("data") for config in settings]
+    assert settings[0] == settings[1]
+    differ = {name: (data[0][name], data[1][name]) for name in data[0] if data[0][name] != data[1][name]}
+    assert differ == {"text_form": ("spoken", "written"), "tokenizer": ("spoken-256.model", "written-256.model")}
+
+
+def test_each_row_has_its_own_text_and_tokenizer(ablate, arguments, tmp_path):
+    """That of the model where its size and form fit; another is trained on the transcripts that the row learns."""
+    options = ablate.build_parser().parse_args([*arguments, "--out", str(tmp_path)])
+    start = ablate.start_files(options)
+    spoken, written = (dataclasses.replace(row, vocab_size=40) for row in ablate.ROWS if row.labelled)
+    assert ablate.tokenizer_file(dataclasses.replace(spoken, vocab_size=256), start, options) == (
+        start / "model" / "tokenizer.model"
+    )
+    for row, folder in ((spoken, "prepared"), (written, "written")):
+        row = dataclasses.replace(row, labelled=row is written)
+        found = Tokenizer.load(ablate.tokenizer_file(row, start, options))
+        transcripts = [
+            normalize_text(utterance.text, row.text_form)
+            for name in ablate.TRAINING
+            for utterance in read_manifest(getattr(options, folder) / f"{name}.jsonl")
+        ]
+        assert found.model_proto == Tokenizer.train(transcripts, 40).model_proto, folder
+    assert found.decode(found.encode("Simmer for a minute.")) == "Simmer for a minute."
+
+
+def test_nats_of_written_text_are_not_told(ablate, arguments, tmp_path):
+    """They would not compare: the development sets' transcripts have no case and no punctuation."""
+    options = ablate.build_parser().parse_args([*arguments, "--out", str(tmp_path)])
+    start = ablate.start_files(options)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint").symlink_to(start / "model")
+    (tmp_path / "run" / "metrics.csv").write_text("audio_hours,dev_wer,dev_ctc,dev_decoder\n1.0,0.5,1.5,2.5\n")
+    spoken, written = (ablate.read_result(row, tmp_path / "run", options) for row in ablate.ROWS if row.labelled)
+    assert spoken["dev_wer"] == written["dev_wer"] == "0.5"
+    assert spoken["ctc_nats"] > 0 and "ctc_nats" not in written
 
 
 def test_a_decoder_is_distilled_before_it_is_trained(ablate, options, monkeypatch):
@@ -118,6 +172,8 @@ def test_unknown_rows_and_a_missing_teacher_are_refused(ablate, arguments, tmp_p
     for missing, rows, says in (
         ("--other-teacher", ["--rows", "teacher: base"], "needs --other-teacher and --other-teacher-tokenizer"),
         ("--other-teacher-tokenizer", ["--rows", "teacher: base"], "needs --other-teacher and"),
+        ("--written", ["--rows", "as shipped, the same utterances"], "utterances' needs --written: the folder that"),
+        ("--written", ["--rows", "written text (case and punctuation)"], "punctuation)' needs --written"),
         ("--text", ["--groups", "decoder"], "the decoder's rows need --text"),
         ("--noise", ["--groups", "encoder", "--rows", "64 pieces"], "--groups encoder has none of --rows 64 pieces"),
     ):

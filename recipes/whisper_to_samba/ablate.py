@@ -18,15 +18,15 @@ from safetensors.torch import save_file
 
 from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
 from samba_asr.model.pretrained import resolve_model
-from samba_asr.text.normalization import normalize_for_training
+from samba_asr.text.normalization import TextForm, normalize_text
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.data import read_manifests
 
 RECIPES = Path(__file__).parent.parent
 DESCRIPTION = """\
 Short runs of equal time, each with one thing changed from its group's first row (the decoder started from the
-teacher's: from that of 4 blocks), and a table of what came out: OUT/results.csv, a row a run. A row
-that is there already is not run again. Every figure is of development sets.
+teacher's: from that of 4 blocks; written text: from that of the same utterances), and a table of what came out:
+OUT/results.csv, a row a run. A row that is there already is not run again. Every figure is of development sets.
 
   encoder  distil.py, both stages: error of the states, WER through the teacher's own decoder
   head     train.py, new blocks and CTC head on MODEL's distilled blocks, which stay frozen: CTC's loss and WER
@@ -54,6 +54,10 @@ class Row:
     vocab_size: int = 256
     synthetic: str = "some"
     """How much synthetic speech: none, some (as the recipe has it) or only."""
+    labelled: bool = False
+    """Trains on what pseudo_label.py wrote, instead of on all of --prepared's manifests."""
+    text_form: TextForm = "spoken"
+    """What is learnt to write; its tokenizer is trained on that."""
     teacher: str = "teacher"
     decoder_start: bool = False
     """The decoder starts from the teacher's, which takes a quarter of the run's time."""
@@ -75,6 +79,8 @@ ROWS = (
     Row("head", "1000 pieces", vocab_size=1000),
     Row("head", "no synthetic speech", synthetic="none"),
     Row("head", "synthetic speech alone", synthetic="only"),
+    Row("head", "as shipped, the same utterances", labelled=True),
+    Row("head", "written text (case and punctuation)", labelled=True, text_form="written"),
     Row("joint", "CTC weight 1", ("--decoder_from_step", "1000000")),
     Row("joint", "CTC weight 0.5"),
     Row("joint", "CTC weight 0.3", ("--ctc_weight", "0.3")),
@@ -101,6 +107,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for row in rows:
         if row.teacher == "other_teacher" and None in other:
             parser.error(f"row {row.name!r} needs --other-teacher and --other-teacher-tokenizer")
+        if row.labelled and options.written is None:
+            parser.error(f"row {row.name!r} needs --written: the folder that pseudo_label.py made of --prepared's")
         if row.group == "decoder" and not options.text:
             parser.error("the decoder's rows need --text: sentences to learn from")
     return max([run_row(row, options) for row in rows], default=0)
@@ -121,6 +129,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--teacher-tokenizer", type=Path, required=True, help="its tokenizer.json")
     parser.add_argument("--other-teacher", type=Path, help="Whisper checkpoint of another size, for its row")
     parser.add_argument("--other-teacher-tokenizer", type=Path, help="its tokenizer.json")
+    parser.add_argument(
+        "--written",
+        type=Path,
+        help="pseudo_label.py's folder, with those training manifests, for the row of written text and for the row of "
+        "the same utterances in lower case",
+    )
     parser.add_argument("--text", nargs="+", default=[], help="text files, a sentence a line, for the decoder's rows")
     parser.add_argument("--noise", type=Path, help="folder of recordings of noise")
     parser.add_argument(
@@ -174,8 +188,8 @@ def commands(row: Row, run: Path, options: argparse.Namespace) -> list[list[str]
     return [start, [*train_command(row, options, 0.75 * options.minutes), *weights, *last]]
 
 
-def manifests(names: Sequence[str], options: argparse.Namespace) -> str:
-    return f"[{','.join(str(options.prepared / f'{name}.jsonl') for name in names)}]"
+def manifests(names: Sequence[str], folder: Path) -> str:
+    return f"[{','.join(str(folder / f'{name}.jsonl') for name in names)}]"
 
 
 def distil_command(row: Row, options: argparse.Namespace) -> list[str]:
@@ -183,8 +197,8 @@ def distil_command(row: Row, options: argparse.Namespace) -> list[str]:
     settings = {
         "teacher": getattr(options, row.teacher),
         "teacher_tokenizer": getattr(options, f"{row.teacher}_tokenizer"),
-        "train": manifests(TRAINING, options),
-        "dev": manifests(DEV[:2], options),
+        "train": manifests(TRAINING, options.prepared),
+        "dev": manifests(DEV[:2], options.prepared),
         "layer_minutes": layer_minutes,
         "encoder_minutes": options.minutes - layer_minutes,
         "validate_minutes": options.minutes,
@@ -197,8 +211,8 @@ def decoder_command(options: argparse.Namespace, minutes: float) -> list[str]:
         "teacher": options.teacher,
         "teacher_tokenizer": options.teacher_tokenizer,
         "tokenizer": start_files(options) / "model" / "tokenizer.model",
-        "train": manifests(TRAINING, options),
-        "dev": manifests(DEV[:1], options),
+        "train": manifests(TRAINING, options.prepared),
+        "dev": manifests(DEV[:1], options.prepared),
         "minutes": minutes,
     }
     return [str(RECIPES / "whisper_to_samba" / "distil_decoder.py"), *flags(settings)]
@@ -210,9 +224,10 @@ def train_command(row: Row, options: argparse.Namespace, minutes: float) -> list
     start = start_files(options)
     settings = {
         "config": RECIPES / "whisper_to_samba" / "conf" / "tiny.yaml",
-        "data.train": manifests(names, options),
-        "data.dev": manifests(DEV, options),
-        "data.tokenizer": tokenizer_file(row.vocab_size, start, options),
+        "data.train": manifests(names, options.written if row.labelled else options.prepared),
+        "data.dev": manifests(DEV, options.prepared),
+        "data.tokenizer": tokenizer_file(row, start, options),
+        "data.text_form": row.text_form,
         "max_minutes": minutes,
         "optimiser.warmup_steps": 30,
         "validate_every": 100_000,
@@ -262,20 +277,23 @@ def start_files(options: argparse.Namespace) -> Path:
     return start
 
 
-def tokenizer_file(vocab_size: int, start: Path, options: argparse.Namespace) -> Path:
-    """Return the model's tokenizer, or one of another size, trained on the training transcripts."""
-    if vocab_size == Tokenizer.load(start / "model" / "tokenizer.model").vocab_size:
+def tokenizer_file(row: Row, start: Path, options: argparse.Namespace) -> Path:
+    """Return the model's tokenizer, or one of another size or form of text, trained on the training transcripts."""
+    written = row.text_form == "written"
+    if not written and row.vocab_size == Tokenizer.load(start / "model" / "tokenizer.model").vocab_size:
         return start / "model" / "tokenizer.model"
-    path: Path = options.out / f"tokenizer-{vocab_size}.model"
+    path: Path = options.out / f"tokenizer-{'written-' if written else ''}{row.vocab_size}.model"
     if not path.exists():
-        spoken = read_manifests([str(options.prepared / f"{name}.jsonl") for name in TRAINING])
-        Tokenizer.train([normalize_for_training(utterance.text) for utterance in spoken], vocab_size).save(path)
+        folder = options.written if row.labelled else options.prepared
+        transcripts = read_manifests([str(folder / f"{name}.jsonl") for name in TRAINING])
+        Tokenizer.train([normalize_text(u.text, row.text_form) for u in transcripts], row.vocab_size).save(path)
     return path
 
 
 def read_result(row: Row, run: Path, options: argparse.Namespace) -> dict[str, object]:
     """Return what results.csv says of a run that ended. Nats a character are nats a piece times the development sets'
-    pieces a character; an utterance that a vocabulary cannot write in time is not among those scored."""
+    pieces a character; an utterance that a vocabulary cannot write in time is not among those scored. Written text has
+    none: the development sets' transcripts lack case and punctuation, which error rates disregard."""
     with (run / "metrics.csv").open(newline="", encoding="utf-8") as file:
         steps = list(csv.DictReader(file))
     last = steps[-1]
@@ -287,12 +305,14 @@ def read_result(row: Row, run: Path, options: argparse.Namespace) -> dict[str, o
     result["parameters"] = parameters(run / "checkpoint" / "model.safetensors")
     if row.group == "decoder":
         return result | {"decoder_nats": last["dev_decoder"]}
+    result["dev_wer"] = last["dev_wer"]
+    if row.text_form == "written":
+        return result
     tokenizer = Tokenizer.load(run / "checkpoint" / "tokenizer.model")
-    texts = [
-        normalize_for_training(u.text) for u in read_manifests([str(options.prepared / f"{d}.jsonl") for d in DEV])
-    ]
+    transcripts = read_manifests([str(options.prepared / f"{name}.jsonl") for name in DEV])
+    texts = [normalize_text(utterance.text, row.text_form) for utterance in transcripts]
     pieces = sum(len(tokenizer.encode(text)) for text in texts) / sum(map(len, texts))
-    result |= {"dev_wer": last["dev_wer"], "ctc_nats": round(float(last["dev_ctc"]) * pieces, 4)}
+    result["ctc_nats"] = round(float(last["dev_ctc"]) * pieces, 4)
     learnt = row.group == "joint" and row.name != "CTC weight 1"
     return result | ({"decoder_nats": last["dev_decoder"]} if learnt else {})
 
