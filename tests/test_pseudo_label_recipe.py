@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from distil_cases import teacher_weights, utterances
 from test_whisper_vocabulary import write_vocabulary
@@ -15,6 +16,7 @@ from whisper_cases import write_openai
 
 from samba_asr.audio.load import load_audio
 from samba_asr.text.normalization import normalize_for_training
+from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.manifest import Utterance, read_manifest, write_manifest
 from samba_asr.training.whisper import label as module
 from samba_asr.training.whisper.cli import main_label
@@ -126,6 +128,15 @@ def test_what_agrees_too_little_is_kept_apart_or_dropped(data, tmp_path, monkeyp
     assert (report.labelled, report.rest) == (7, 0)
 
 
+def test_a_tokenizer_of_what_is_labelled(data, tmp_path, monkeypatch):
+    says(monkeypatch, nearly)
+    label_manifests(settings(data, "bare.jsonl", "cased.jsonl", vocab_size=48), tmp_path)
+    labelled = [u.text for name in ("bare", "cased") for u in read_manifest(tmp_path / f"{name}.jsonl")]
+    assert Tokenizer.load(tmp_path / "tokenizer.model").model_proto == Tokenizer.train(labelled, 48).model_proto
+    with pytest.raises(ValueError, match=r"vocab_size \(4000\) is too large"):
+        label_manifests(settings(data, vocab_size=4000), tmp_path)
+
+
 def test_it_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
     def stops(utterance):
         if len(heard) > 3:
@@ -169,8 +180,6 @@ def test_bad_files_and_long_ones_are_counted(data, tmp_path, capsys, caplog):
         dataclasses.replace(bare[0], audio=str(tmp_path / name), duration=duration)
         for name, duration in (("noise.wav", 3.0), ("missing.wav", 4.0), ("an hour.wav", 3600.0))
     ]
-    import soundfile
-
     soundfile.write(tmp_path / "longer than it says.wav", torch.zeros(31 * 16_000).numpy(), 16_000)
     bad.append(dataclasses.replace(bare[0], audio=str(tmp_path / "longer than it says.wav")))
     write_manifest(tmp_path / "mixed.jsonl", [*bad, *bare])

@@ -156,7 +156,7 @@ def _check_text_form(config: TrainingConfig, tokenizer: Tokenizer) -> None:
     if config.data.text_form == "written" and not any(char.isupper() for piece in tokenizer.pieces() for char in piece):
         raise ValueError(
             f"data.text_form (written) needs a tokenizer that knows capitals; {config.data.tokenizer} was trained on "
-            "text without: prepare.py --text-form written, on corpora that have them, makes one"
+            "text without: pseudo_label.py --vocab_size makes one, or prepare.py --text-form written"
         )
 
 

@@ -29,7 +29,7 @@ left out and counted.
 LABEL_EPILOG = """\
 example:
   python recipes/whisper_to_samba/pseudo_label.py --teacher tiny.en.pt --teacher_tokenizer tokenizer.json \\
-      --manifests prepared/librispeech-train-clean-5.jsonl prepared/ljspeech-train.jsonl --out written
+      --manifests prepared/librispeech-train-clean-5.jsonl prepared/ljspeech-train.jsonl --out written --vocab_size 256
 """
 
 
@@ -120,6 +120,13 @@ def label_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="give the teacher at most N utterances of each manifest, evenly spread; the others are left out, but for "
         "those that need no teacher (default: all)",
+    )
+    add(
+        "--vocab_size",
+        "--vocab-size",
+        type=int,
+        metavar="N",
+        help="train a tokenizer of N pieces on all that is labelled: OUT/tokenizer.model (default: none)",
     )
     add("--batch", type=int, default=default.batch, metavar="N", help="utterances read at once (default: %(default)s)")
     add(

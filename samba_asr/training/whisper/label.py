@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from samba_asr.audio.load import AudioDecodeError, load_audio
 from samba_asr.text.normalization import normalize_for_training, normalize_text
+from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.manifest import Utterance, read_manifest, write_manifest
 from samba_asr.training.whisper.network import WINDOW_SECONDS, Teacher, build_teacher
 from samba_asr.training.whisper.pseudo_labels import write_as
@@ -72,7 +73,8 @@ class Report:
 
 
 def label_manifests(config: LabelConfig, out: str | Path) -> list[Report]:
-    """Write ``out/<manifest's name>`` for each manifest, ``out/rest`` and ``out/teacher``; go on where it was stopped.
+    """Write ``out/<manifest's name>`` for each manifest, ``out/rest``, ``out/teacher`` and, with vocab_size,
+    ``out/tokenizer.model``; go on where it was stopped.
 
     Raises ValueError or FileNotFoundError for settings or files that cannot be used; not for single recordings.
     """
@@ -89,6 +91,9 @@ def label_manifests(config: LabelConfig, out: str | Path) -> list[Report]:
     for name, utterances in zip(names, manifests, strict=True):
         reports.append(_label(name, utterances, reader, config, out))
         log.info("%s", reports[-1].describe())
+    if config.vocab_size is not None:
+        texts = [utterance.text for name in names for utterance in read_manifest(out / name)]
+        Tokenizer.train(texts, config.vocab_size).save(out / "tokenizer.model")
     return reports
 
 

@@ -150,6 +150,8 @@ class LabelConfig:
     """What becomes of those: keep writes them, in lower case, into manifests of their own."""
     limit: int | None = None
     """At most this many utterances of each manifest are given to the teacher, evenly spread; None: all."""
+    vocab_size: int | None = None
+    """Pieces of a tokenizer trained on all that is labelled; None: no tokenizer."""
     batch: int = 8
     """Utterances that the teacher reads at once."""
     bf16: bool = True
@@ -160,6 +162,6 @@ class LabelConfig:
             raise ValueError("manifests must name at least one manifest")
         if not 0 <= self.min_agreement <= 1:
             raise ValueError(f"min_agreement ({self.min_agreement}) must be in [0, 1]")
-        for name in ("limit", "batch"):
+        for name in ("limit", "vocab_size", "batch"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ValueError(f"{name} ({value}) must be positive")
