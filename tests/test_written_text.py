@@ -44,6 +44,7 @@ SENTENCES = [
         ("Well-known; Twenty\u2013one\u2014no", "Well-known, Twenty one no"),
         ("a- b -c d--e non\u2011stop co\u00adop", "a b c d e non-stop coop"),
         ("What?! No... Hm ,yes , no .", "What? No. Hm, yes, no."),
+        ("Hm...? No!? Who.! Etc., so", "Hm? No? Who! Etc. so"),
         ("3.5 of 10,000 in the U.S., e.g. one,two", "3.5 of 10,000 in the U.S. e.g. one, two"),
         ("... and so on:", "and so on,"),
         ("at 3:30; (see below).", "at 3 30, see below."),

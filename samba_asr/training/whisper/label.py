@@ -87,10 +87,8 @@ def label_manifests(config: LabelConfig, out: str | Path) -> list[Report]:
             raise ValueError(f"--out {out} holds the manifest {path.name} itself: choose another folder")
     manifests = [[_absolute(utterance) for utterance in read_manifest(path)] for path in paths]
     reader = Reader(config, out / TEACHER_FOLDER)
-    reports = []
-    for name, utterances in zip(names, manifests, strict=True):
-        reports.append(_label(name, utterances, reader, config, out))
-        log.info("%s", reports[-1].describe())
+    pairs = zip(names, manifests, strict=True)
+    reports = [_label(name, utterances, reader, config, out) for name, utterances in pairs]
     if config.vocab_size is not None:
         texts = [utterance.text for name in names for utterance in read_manifest(out / name)]
         Tokenizer.train(texts, config.vocab_size).save(out / "tokenizer.model")
