@@ -163,7 +163,7 @@ def test_returns_y_alone_unless_asked():
     assert torch.equal(selective_scan(**inputs), scan()(**inputs)[0])
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 @pytest.mark.parametrize("autocast", [False, True])
 def test_bfloat16_is_float32_inside(backend, autocast):
     inputs = make_inputs()
@@ -179,7 +179,7 @@ def test_bfloat16_is_float32_inside(backend, autocast):
     assert all(value.isfinite().all() for value in found.values())
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [*BACKENDS, "auto"])
 def test_tiny_steps_in_bfloat16_keep_the_state(backend):
     time, delta = 2000, torch.tensor(1e-3, dtype=torch.bfloat16)
     ones = torch.ones(1, time, 1, dtype=torch.bfloat16)

@@ -1,9 +1,12 @@
 """The depthwise causal convolution that stands before each scan."""
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samba_asr.ssm.cpu_conv import available, cpu_conv
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 
 
@@ -14,6 +17,7 @@ def causal_conv1d(
     lengths: Tensor | None = None,
     initial_state: Tensor | None = None,
     reverse: bool = False,
+    backend: Literal["auto", "torch"] = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Convolve each channel with its own filter, then apply SiLU; a frame sees itself and the width - 1 before it.
 
@@ -21,13 +25,17 @@ def causal_conv1d(
     (batch,) int64; initial_state: (batch, width - 1, channels), the frames before the first (zeros if None).
 
     With ``reverse`` a frame sees those after it, up to its sequence's own end. Returns y, shaped like x, and the last
-    width - 1 frames seen (in order of time), which start the next call. y's padding is not 0: mask it, or let a scan.
+    width - 1 frames seen (in order of time), which start the next call. y's padding may not be 0: mask it, or let a
+    scan. backend: auto takes native kernels for float32 and bfloat16 on a CPU; torch never does.
+
     Raises ValueError for shapes that do not fit.
     """
     _check(x, weight, bias, initial_state)
     batch, time, _ = x.shape
     check_lengths(lengths, batch, time)
     width = weight.shape[2]
+    if backend != "torch" and available(x, width):
+        return cpu_conv(x, weight, bias, lengths, initial_state, reverse)
     x = mask_padding(x, lengths)
     if initial_state is None:
         initial_state = x.new_zeros(batch, width - 1, x.shape[2])

@@ -6,16 +6,17 @@ operations a chunk and never indexes a (batch, time, ...) tensor inside a loop.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samba_asr.ssm.cpu_scan import available, cpu_scan
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 from samba_asr.ssm.step_size import recurrence_type, step_size
 
-Backend = Literal["auto", "reference", "torch"]
+Backend = Literal["auto", "reference", "torch", "cpu"]
 CHUNK = 64
 """Frames whose (batch, time, channels, state) tensors the torch backend holds at once when no gradient is needed."""
 
@@ -48,18 +49,22 @@ def selective_scan(
     after the last frame scanned. Raises ValueError for shapes that do not fit.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, lengths, initial_state)
-    if backend not in ("auto", *_BACKENDS):
-        raise ValueError(f"backend ({backend!r}) must be 'auto', {', '.join(map(repr, _BACKENDS))}")
     batch, _, channels = u.shape
     d_state, groups = A.shape[1], 1 if B.dim() == 3 else B.shape[2]
+    backend = _choose(backend, u, d_state)
     compute = recurrence_type(u)
     with torch.autocast(u.device.type, enabled=False):
+        if backend == "cpu":
+            by_group = (*B.shape[:2], groups, d_state)
+            B, C = B.reshape(by_group), C.reshape(by_group)
+            y, state = cpu_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state, reverse)
+            return (y.to(u.dtype), state) if return_last_state else y.to(u.dtype)
         u_, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (u, B, C))
         step = step_size(delta.to(compute), delta_bias, delta_softplus, lengths)
         if initial_state is None:
             initial_state = u_.new_zeros(batch, channels, d_state)
         grouped = (groups, channels // groups)
-        y, state = _BACKENDS["torch" if backend == "auto" else backend](
+        y, state = _BACKENDS[backend](
             u_.unflatten(2, grouped),
             step.unflatten(2, grouped),
             A.to(compute).unflatten(0, grouped),
@@ -75,6 +80,21 @@ def selective_scan(
             y = y * F.silu(mask_padding(z, lengths).to(compute))
         y = y.to(u.dtype)
     return (y, state) if return_last_state else y
+
+
+def _choose(backend: Backend, u: Tensor, d_state: int) -> Backend:
+    """Return the backend that is asked for, or the best there is. Raises ValueError for one that cannot be used."""
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}")
+    if backend in ("auto", "cpu"):
+        usable = available(u, d_state)
+        if backend == "cpu" and not usable:
+            raise ValueError(
+                f"backend 'cpu' takes float32, bfloat16 or float16 on a CPU and needs its kernels; u is {u.dtype} on "
+                f"{u.device}; use 'torch'"
+            )
+        return "cpu" if usable else "torch"
+    return backend
 
 
 def selective_scan_step(

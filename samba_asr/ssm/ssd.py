@@ -1,13 +1,17 @@
 """Mamba-2's scan, in which A is one number a head: the state-space dual form (SSD), chunked matrix products.
 
 h[t] = exp(delta[t] A) h[t-1] + delta[t] x[t] B[t]ᵀ,  y[t] = h[t] C[t] + D x[t], from arXiv 2405.21060, section 6.
-Within a chunk the scan is one masked matrix product; between chunks only the states at the borders are passed on.
+Within a chunk the scan is one masked matrix product; between chunks only the states at the borders are passed on. On
+a CPU native kernels do it, where there are any.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samba_asr.ssm.cpu_ssd import available, cpu_ssd
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 from samba_asr.ssm.step_size import recurrence_type, step_size
 
@@ -26,6 +30,7 @@ def ssd_scan(
     return_last_state: bool = False,
     reverse: bool = False,
     chunk_size: int = 64,
+    backend: Literal["auto", "torch"] = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the SSD scan over a batch of sequences.
 
@@ -33,13 +38,19 @@ def ssd_scan(
     (batch, time, state), shared by all heads; lengths: (batch,) int64; initial_state: (batch, heads, head_dim, state).
 
     Padding, ``reverse`` and precision are as in :func:`samba_asr.ssm.scan.selective_scan`. ``chunk_size`` (frames)
-    changes speed, never values. Returns y, shaped like x, and, if asked, the state (batch, heads, head_dim, state)
-    after the last frame scanned. Raises ValueError for shapes that do not fit.
+    changes the torch backend's speed, never values. backend: auto takes native kernels for float32 and bfloat16 on a
+    CPU where head_dim and state are multiples of 16; torch never does.
+
+    Returns y, shaped like x, and, if asked, the state (batch, heads, head_dim, state) after the last frame scanned.
+    Raises ValueError for shapes that do not fit.
     """
     _check(x, delta, A, B, C, D, delta_bias, initial_state)
     check_lengths(lengths, *x.shape[:2])
     if chunk_size < 1:
         raise ValueError(f"chunk_size ({chunk_size}) must be positive")
+    if backend != "torch" and available(x, B.shape[2]):
+        y, state = cpu_ssd(x, delta, A, B, C, D, delta_bias, delta_softplus, lengths, initial_state, reverse)
+        return (y, state) if return_last_state else y
     compute = recurrence_type(x)
     batch, time, heads, head_dim = x.shape
     with torch.autocast(x.device.type, enabled=False):

@@ -1,0 +1,147 @@
+"""The selective scan's ``cpu`` backend: native kernels, forward and backward."""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samba_asr.ssm.native import library
+
+_POINTERS = ("u", "delta", "A", "B", "C", "D", "z", "bias", "initial", "lengths", "y", "last", "kept")
+_GRADIENTS = ("y", "last", "u", "delta", "z", "B", "C", "A", "D", "bias", "initial")
+
+
+class _Scan(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in ("batch", "time", "channels", "groups", "chunks")),
+        *((name, ctypes.c_int) for name in ("states", "softplus", "reverse")),
+    ]
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in _GRADIENTS]
+
+
+@cache
+def level() -> int:
+    """The widest instruction set that this CPU has: 2 AVX-512, 1 AVX2, 0 other."""
+    kernels = library()
+    return kernels.samba_level() if kernels else 0
+
+
+def threads_for(work: int, least: int) -> int:
+    """Return how many threads share work, each with at least ``least`` of it: starting one costs some 20 us."""
+    return max(1, min(torch.get_num_threads(), work // least))
+
+
+def available(u: Tensor, d_state: int) -> bool:
+    """Return whether the kernels can do this scan: float32 on a CPU, and they could be built."""
+    if u.device.type != "cpu" or u.dtype == torch.float64:
+        return False
+    kernels = library()
+    return kernels is not None and d_state <= kernels.samba_max_states()
+
+
+def cpu_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`samba_asr.ssm.scan.selective_scan`, whose checks it relies on; B, C: (batch, time, groups, state).
+    Returns y and the last state, both float32."""
+    tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
+    plain = [None if tensor is None else tensor.float().contiguous() for tensor in tensors]
+    result: tuple[Tensor, Tensor] = _CpuScan.apply(  # type: ignore[no-untyped-call]
+        *plain, None if lengths is None else lengths.to(torch.int64).contiguous(), delta_softplus, reverse
+    )
+    return result
+
+
+class _CpuScan(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, lengths, softplus, reverse = inputs
+        u, A = tensors[0], tensors[2]
+        kernels = library()
+        assert kernels is not None
+        batch, time, channels = u.shape
+        y, last = torch.empty_like(u), u.new_empty(batch, channels, A.shape[1])
+        kept = None
+        if any(ctx.needs_input_grad):
+            kept = u.new_empty(batch, -(-time // kernels.samba_chunk()), channels, A.shape[1])
+        scan = _scan([*tensors, lengths, y, last, kept], softplus, reverse)
+        kernels.samba_scan_forward(ctypes.byref(scan), _threads(u, A), level())
+        ctx.save_for_backward(*tensors, lengths, kept)
+        ctx.flags = softplus, reverse
+        return y, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, lengths, kept = ctx.saved_tensors
+        u, _, A, B, C, D, z, bias, initial = tensors
+        kernels = library()
+        assert kernels is not None
+        threads = _threads(u, A)
+        parts = threads if u.shape[0] % threads else 1
+        batch, _, channels = u.shape
+        found = {
+            "u": torch.empty_like(u),
+            "delta": torch.empty_like(u),
+            "z": None if z is None else torch.empty_like(u),
+            "B": B.new_zeros(parts, *B.shape),
+            "C": C.new_zeros(parts, *C.shape),
+            "A": A.new_empty(batch, *A.shape),
+            "D": u.new_empty(batch, channels),
+            "bias": u.new_empty(batch, channels),
+            "initial": A.new_empty(batch, *A.shape),
+        }
+        given = {"y": dy.contiguous(), "last": dlast.contiguous()}
+        gradients = _Gradients(*(pointer((given | found)[name]) for name in _GRADIENTS))
+        scan = _scan([*tensors, lengths, None, None, kept], *ctx.flags)
+        kernels.samba_scan_backward(
+            ctypes.byref(scan), ctypes.byref(gradients), ctypes.c_int64(parts), threads, level()
+        )
+        summed = {name: tensor.sum(0) for name, tensor in found.items() if name in ("A", "B", "C", "D", "bias")}
+        return (
+            found["u"],
+            found["delta"],
+            summed["A"],
+            summed["B"],
+            summed["C"],
+            None if D is None else summed["D"],
+            found["z"],
+            None if bias is None else summed["bias"],
+            None if initial is None else found["initial"],
+            None,
+            None,
+            None,
+        )
+
+
+def _scan(tensors: Sequence[Tensor | None], softplus: bool, reverse: bool) -> _Scan:
+    u, A, B, kept = tensors[0], tensors[2], tensors[3], tensors[-1]
+    assert u is not None and A is not None and B is not None
+    chunks = 0 if kept is None else kept.shape[1]
+    return _Scan(*map(pointer, tensors), *u.shape, B.shape[2], chunks, A.shape[1], softplus, reverse)
+
+
+def _threads(u: Tensor, A: Tensor) -> int:
+    return threads_for(u.numel() * A.shape[1], 1 << 18)
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()

@@ -1,0 +1,137 @@
+"""Mamba-2's scan by native kernels, forward and backward."""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from samba_asr.ssm.cpu_scan import level, pointer, threads_for
+from samba_asr.ssm.native import library
+
+LANES = 16
+"""Floats in a vector: head_dim and states must be multiples of it."""
+
+
+class _Ssd(ctypes.Structure):
+    _fields_ = [
+        *((n, ctypes.c_void_p) for n in ("x", "delta", "B", "C", "A", "D", "bias", "initial", "lengths")),
+        *((n, ctypes.c_void_p) for n in ("y", "last", "kept")),
+        *((n, ctypes.c_int64) for n in ("batch", "time", "heads", "chunks")),
+        *((n, ctypes.c_int64) for n in ("x_stride", "delta_stride", "B_stride", "C_stride")),
+        *((n, ctypes.c_int) for n in ("head_dim", "states", "softplus", "reverse", "bfloat16")),
+    ]
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [(n, ctypes.c_void_p) for n in ("y", "last", "x", "delta", "B", "C", "A", "D", "bias", "initial")]
+
+
+def available(x: Tensor, d_state: int) -> bool:
+    """Return whether the kernels can do this scan: float32 or bfloat16 on a CPU, sizes in whole vectors, and there are
+    kernels."""
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.shape[3] % LANES:
+        return False
+    return d_state % LANES == 0 and library() is not None
+
+
+def cpu_ssd(
+    x: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    delta_bias: Tensor | None,
+    delta_softplus: bool,
+    lengths: Tensor | None,
+    initial_state: Tensor | None,
+    reverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`samba_asr.ssm.ssd.ssd_scan`, whose checks it relies on. Returns y, of x's type, and the last state,
+    float32."""
+    kind = x.dtype if all(tensor.dtype == x.dtype for tensor in (delta, B, C)) else torch.float32
+    rows = [_in_rows(tensor.to(kind)) for tensor in (x, delta, B, C)]
+    small = [None if t is None else t.float().contiguous() for t in (A, D, delta_bias, initial_state)]
+    with torch.autocast("cpu", enabled=False):
+        y, last = _CpuSsd.apply(  # type: ignore[no-untyped-call]
+            *rows,
+            *small,
+            None if lengths is None else lengths.to(torch.int64).contiguous(),
+            delta_softplus,
+            reverse,
+        )
+        return y.to(x.dtype), last
+
+
+def _in_rows(tensor: Tensor) -> Tensor:
+    """Return (batch, time, ...) with each frame's numbers side by side and frames at equal distances: a view of a wider
+    tensor's columns stays one."""
+    width = tensor[0, 0].numel() if tensor.numel() else 0
+    packed = tensor.dim() == 3 or tensor.stride(2) == tensor.shape[3]
+    if width and packed and tensor.stride(-1) == 1 and tensor.stride(0) == tensor.shape[1] * tensor.stride(1):
+        return tensor
+    return tensor.contiguous()
+
+
+class _CpuSsd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, softplus, reverse = inputs
+        x, B, A = tensors[0], tensors[2], tensors[4]
+        kernels = library()
+        assert kernels is not None
+        batch, time, heads, head_dim = x.shape
+        y = torch.empty(x.shape, dtype=x.dtype)
+        last, kept = A.new_empty(batch, heads, head_dim, B.shape[2]), None
+        if any(ctx.needs_input_grad):
+            kept = A.new_empty(batch, -(-time // kernels.samba_ssd_chunk()), heads, B.shape[2], head_dim)
+        ssd = _ssd([*tensors, y, last, kept], softplus, reverse)
+        kernels.samba_ssd_forward(ctypes.byref(ssd), _threads(x, B), level())
+        ctx.save_for_backward(*tensors, kept)
+        ctx.flags = softplus, reverse
+        return y, last
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
+        *tensors, kept = ctx.saved_tensors
+        x, delta, B, C, A, D, bias, initial, _ = tensors
+        kernels = library()
+        assert kernels is not None
+        threads = _threads(x, B)
+        parts = threads if len(x) % threads else 1
+        dy, dlast = dy.contiguous(), dlast.contiguous()
+        dx, ddelta = torch.empty(x.shape, dtype=x.dtype), A.new_empty(delta.shape)
+        dB, dC = A.new_zeros(parts, *B.shape), A.new_zeros(parts, *C.shape)
+        dA, dD, dbias = (A.new_empty(len(x), len(A)) for _ in range(3))
+        dinitial = torch.empty_like(dlast)
+        gradients = _Gradients(*map(pointer, (dy, dlast, dx, ddelta, dB, dC, dA, dD, dbias, dinitial)))
+        ssd = _ssd([*tensors, None, None, kept], *ctx.flags)
+        kernels.samba_ssd_backward(ctypes.byref(ssd), ctypes.byref(gradients), ctypes.c_int64(parts), threads, level())
+        return (
+            dx,
+            ddelta.to(delta.dtype),
+            dB.sum(0).to(B.dtype),
+            dC.sum(0).to(C.dtype),
+            dA.sum(0),
+            None if D is None else dD.sum(0),
+            None if bias is None else dbias.sum(0),
+            None if initial is None else dinitial,
+            None,
+            None,
+            None,
+        )
+
+
+def _threads(x: Tensor, B: Tensor) -> int:
+    return threads_for(x.numel() * B.shape[2], 1 << 20)
+
+
+def _ssd(tensors: list[Any], softplus: bool, reverse: bool) -> _Ssd:
+    x, delta, B, C, *_, kept = tensors
+    batch, time, heads, head_dim = x.shape
+    chunks = 0 if kept is None else kept.shape[1]
+    strides = (tensor.stride(1) for tensor in (x, delta, B, C))
+    sizes = (head_dim, B.shape[2], softplus, reverse, x.dtype == torch.bfloat16)
+    return _Ssd(*map(pointer, tensors), batch, time, heads, chunks, *strides, *sizes)

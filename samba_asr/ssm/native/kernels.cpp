@@ -1,0 +1,254 @@
+// The selective scan and the convolution before it on CPUs, forward and backward. No (batch, time, channels, state)
+// tensor is ever in memory: the forward pass keeps one state in 32, the backward pass computes the others again, chunk
+// after chunk.
+//
+// A plain C interface, for ctypes: neither PyTorch's nor Python's headers are needed, and a build takes seconds. All
+// tensors are contiguous, float32 but for the convolution's input and output, which may be bfloat16, and shaped as in
+// samba_asr.ssm.scan.selective_scan and samba_asr.ssm.conv.causal_conv1d; a missing one is null.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+namespace {
+constexpr int kMaxStates = 256, kMaxWidth = 8;
+
+struct Block {  // neighbouring channels of one group, at most a vector of them
+  int channel, count, group;
+};
+
+struct Scan {
+  const float *u, *delta, *A, *B, *C, *D, *z, *bias, *initial;
+  const int64_t* lengths;
+  float *y, *last, *kept;  // kept: (batch, chunks, channels, states)
+  int64_t batch, time, channels, groups, chunks;
+  int states, softplus, reverse;
+};
+
+struct Gradients {
+  const float *y, *last;
+  float *u, *delta, *z, *B, *C;       // shaped like what they are gradients of, B and C (parts, ...)
+  float *A, *D, *bias, *initial;      // (batch, ...): to be added up over sequences, but initial
+};
+
+struct Conv {
+  const void* x;
+  const float *weight, *bias, *initial;
+  const int64_t* lengths;
+  void* y;
+  float* last;
+  int64_t batch, time, channels;
+  int width, reverse, bfloat16;
+};
+
+struct ConvGradients {
+  const void* y;
+  const float* last;
+  void* x;
+  float *weight, *bias, *initial;     // (batch, ...): to be added up over sequences, but initial
+};
+
+struct Ssd {
+  const void *x, *delta, *B, *C;      // bfloat16 or float32; rows x_stride, ... apart
+  const float *A, *D, *bias, *initial;
+  const int64_t* lengths;
+  void* y;                            // as x, rows heads * head_dim apart
+  float *last, *kept;                 // kept: (batch, chunks, heads, states, head_dim)
+  int64_t batch, time, heads, chunks, x_stride, delta_stride, B_stride, C_stride;
+  int head_dim, states, softplus, reverse, bfloat16;
+};
+
+struct SsdGradients {
+  const void* y;
+  const float* last;
+  void* x;
+  float *delta, *B, *C;               // B and C (parts, ...)
+  float *A, *D, *bias, *initial;      // (batch, ...)
+};
+
+// Zeros in the columns of the rows past a sequence's length.
+void fill_padding(const Ssd& s, void* rows, int64_t stride, int64_t first, int64_t end, int64_t sequence,
+                  int64_t length) {
+  const size_t size = s.bfloat16 ? sizeof(uint16_t) : sizeof(float);
+  for (int64_t t = length; t < s.time; ++t)
+    memset(static_cast<char*>(rows) + ((sequence * s.time + t) * stride + first) * size, 0, (end - first) * size);
+}
+}  // namespace
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#define SAMBA_X86 1
+#endif
+
+#ifdef SAMBA_X86
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
+#endif
+namespace avx512 {
+namespace {
+#include "vector.h"
+#include "scan_kernel.h"
+#include "conv_kernel.h"
+#include "ssd_kernel.h"
+}  // namespace
+}  // namespace avx512
+#undef INLINE
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+namespace avx2 {
+namespace {
+#include "vector.h"
+#include "scan_kernel.h"
+#include "conv_kernel.h"
+#include "ssd_kernel.h"
+}  // namespace
+}  // namespace avx2
+#undef INLINE
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+namespace portable {
+namespace {
+#include "vector.h"
+#include "scan_kernel.h"
+#include "conv_kernel.h"
+#include "ssd_kernel.h"
+}  // namespace
+}  // namespace portable
+#undef INLINE
+
+namespace {
+
+int best_level() {
+#ifdef SAMBA_X86
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl"))
+    return 2;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+#endif
+  return 0;
+}
+
+// Every kernel makes vectors of sixteen floats.
+constexpr int kLanes = portable::kWidth;
+
+std::vector<Block> blocks_of(int64_t channels, int64_t groups) {
+  std::vector<Block> blocks;
+  const int per_group = static_cast<int>(channels / groups);
+  for (int group = 0; group < groups; ++group)
+    for (int c = 0; c < per_group; c += kLanes)
+      blocks.push_back({group * per_group + c, std::min(kLanes, per_group - c), group});
+  return blocks;
+}
+
+// Splits the blocks of each sequence into `parts` and calls run(sequence, part, blocks) for all, on `threads` threads.
+template <class Run>
+void for_all(const std::vector<Block>& blocks, int64_t batch, int64_t parts, int threads, Run run) {
+  const int64_t jobs = batch * parts, count = blocks.size();
+  auto work = [&](int64_t begin, int64_t end) {
+    for (int64_t job = begin; job < end; ++job) {
+      const int64_t part = job % parts;
+      const std::vector<Block> own(blocks.begin() + part * count / parts, blocks.begin() + (part + 1) * count / parts);
+      if (!own.empty()) run(job / parts, part, own);
+    }
+  };
+  std::vector<std::thread> others;
+  for (int t = 1; t < threads; ++t) others.emplace_back(work, t * jobs / threads, (t + 1) * jobs / threads);
+  work(0, jobs / threads);
+  for (auto& other : others) other.join();
+}
+
+// The same with heads: run(sequence, part, first head, end).
+template <class Run>
+void for_heads(const Ssd& s, int64_t parts, int threads, Run run) {
+  std::vector<Block> heads;
+  for (int head = 0; head < s.heads; ++head) heads.push_back({head, 1, 0});
+  for_all(heads, s.batch, parts, threads, [&](int64_t sequence, int64_t part, const std::vector<Block>& own) {
+    run(sequence, part, own.front().channel, own.back().channel + 1);
+  });
+}
+
+// Sequences are shared out as they are where that is even, and cut into ranges of channels where it is not.
+int64_t parts_for(int64_t batch, int threads) { return batch % threads ? threads : 1; }
+
+// The kernel of the instruction set that is asked for.
+#ifdef SAMBA_X86
+#define PICK(level, kernel) (level == 2 ? avx512::kernel : level == 1 ? avx2::kernel : portable::kernel)
+#else
+#define PICK(level, kernel) (portable::kernel)
+#endif
+
+}  // namespace
+
+extern "C" {
+
+// 2: AVX-512, 1: AVX2, 0: whatever the compiler makes of sixteen floats (NEON on ARM).
+int samba_level() { return best_level(); }
+
+int samba_max_states() { return kMaxStates; }
+
+int samba_max_width() { return kMaxWidth; }
+
+int samba_chunk() { return portable::kChunk; }
+
+void samba_scan_forward(const Scan* s, int threads, int level) {
+  const auto kernel = PICK(level, forward_range);
+  for_all(blocks_of(s->channels, s->groups), s->batch, parts_for(s->batch, threads), threads,
+          [&](int64_t sequence, int64_t, const std::vector<Block>& own) { kernel(*s, sequence, own); });
+}
+
+// g->B and g->C hold `parts` gradients each, to be added up.
+void samba_scan_backward(const Scan* s, const Gradients* g, int64_t parts, int threads, int level) {
+  const auto kernel = PICK(level, backward_range);
+  const int64_t share = s->batch * s->time * s->groups * s->states;
+  for_all(blocks_of(s->channels, s->groups), s->batch, parts, threads,
+          [&](int64_t sequence, int64_t part, const std::vector<Block>& own) {
+            kernel(*s, *g, sequence, own, g->B + part * share, g->C + part * share);
+          });
+}
+
+void samba_conv_forward(const Conv* c, int threads, int level) {
+  const auto kernel = PICK(level, conv_forward_range);
+  for_all(blocks_of(c->channels, 1), c->batch, parts_for(c->batch, threads), threads,
+          [&](int64_t sequence, int64_t, const std::vector<Block>& own) { kernel(*c, sequence, own); });
+}
+
+void samba_conv_backward(const Conv* c, const ConvGradients* g, int threads, int level) {
+  const auto kernel = PICK(level, conv_backward_range);
+  for_all(blocks_of(c->channels, 1), c->batch, parts_for(c->batch, threads), threads,
+          [&](int64_t sequence, int64_t, const std::vector<Block>& own) { kernel(*c, *g, sequence, own); });
+}
+
+int samba_ssd_chunk() { return portable::kSteps; }
+
+void samba_ssd_forward(const Ssd* s, int threads, int level) {
+  const auto kernel = PICK(level, ssd_forward_range);
+  for_heads(*s, parts_for(s->batch, threads), threads,
+            [&](int64_t sequence, int64_t, int first, int end) { kernel(*s, sequence, first, end); });
+}
+
+// g->B and g->C hold `parts` gradients each, to be added up.
+void samba_ssd_backward(const Ssd* s, const SsdGradients* g, int64_t parts, int threads, int level) {
+  const auto kernel = PICK(level, ssd_backward_range);
+  const int64_t share = s->batch * s->time * s->states;
+  for_heads(*s, parts, threads, [&](int64_t sequence, int64_t part, int first, int end) {
+    kernel(*s, *g, sequence, first, end, g->B + part * share, g->C + part * share);
+  });
+}
+}

@@ -1,0 +1,250 @@
+// The selective scan, forward and backward, for one range of channels of one sequence. See kernels.cpp for the arguments.
+// Included once for each instruction set, inside its namespace.
+
+// Frames between two states that the forward pass keeps; the backward pass computes those between again.
+constexpr int kChunk = 32;
+
+INLINE int64_t frame_of(const Scan& s, int64_t length, int64_t i) { return s.reverse ? length - 1 - i : i; }
+
+INLINE Vec raw_step(const Scan& s, int64_t at, const Block& block) {
+  Vec raw = load_some(s.delta + at, block.count);
+  if (s.bias) raw += load_some(s.bias + block.channel, block.count);
+  return raw;
+}
+
+// A[channel][n] * log2(e), by n and then by channel.
+INLINE void load_rates(const Scan& s, const Block& block, Vec* rates) {
+  for (int n = 0; n < s.states; ++n) {
+    rates[n] = splat(0.0f);
+    for (int c = 0; c < block.count; ++c) rates[n][c] = s.A[(block.channel + c) * s.states + n] * kLog2E;
+  }
+}
+
+INLINE void load_state(const float* from, const Scan& s, const Block& block, Vec* state) {
+  for (int n = 0; n < s.states; ++n) {
+    state[n] = splat(0.0f);
+    if (from)
+      for (int c = 0; c < block.count; ++c) state[n][c] = from[c * s.states + n];
+  }
+}
+
+INLINE void store_state(float* to, const Scan& s, const Block& block, const Vec* state) {
+  for (int n = 0; n < s.states; ++n)
+    for (int c = 0; c < block.count; ++c) to[c * s.states + n] = state[n][c];
+}
+
+// One frame: h = exp2(step * rates) h + step u B; returns C h. N: states, 0 if known at run time only.
+template <int N>
+INLINE Vec advance(Vec* h, const Vec* rates, Vec step, Vec u, const float* B, const float* C, int states) {
+  const int count = N ? N : states;
+  const Vec drive = step * u;
+  Vec y = splat(0.0f), y2 = splat(0.0f);
+#pragma GCC unroll 16
+  for (int n = 0; n < count; ++n) {
+    h[n] = exp2_(step * rates[n]) * h[n] + drive * B[n];
+    if (n & 1)
+      y2 += h[n] * C[n];
+    else
+      y += h[n] * C[n];
+  }
+  return y + y2;
+}
+
+template <int N>
+static void forward_block(const Scan& s, int64_t sequence, const Block& block) {
+  Vec rates[kMaxStates], h[kMaxStates];
+  const int states = N ? N : s.states;
+  const int64_t length = s.lengths ? s.lengths[sequence] : s.time;
+  const int64_t state_at = (sequence * s.channels + block.channel) * states;
+  const Vec skip = s.D ? load_some(s.D + block.channel, block.count) : splat(0.0f);
+  load_rates(s, block, rates);
+  load_state(s.initial ? s.initial + state_at : nullptr, s, block, h);
+  for (int64_t i = 0; i < length; ++i) {
+    if (s.kept && i % kChunk == 0) {
+      float* to = s.kept + ((sequence * s.chunks + i / kChunk) * s.channels + block.channel) * states;
+      if (block.count == kWidth)  // by state and then by channel, unlike other states: nobody else reads it
+        for (int n = 0; n < states; ++n) store(to + n * kWidth, h[n]);
+      else
+        store_state(to, s, block, h);
+    }
+    const int64_t row = sequence * s.time + frame_of(s, length, i);
+    const int64_t at = row * s.channels + block.channel;
+    const int64_t shared = (row * s.groups + block.group) * states;
+    Vec step = raw_step(s, at, block);
+    if (s.softplus) step = softplus(step);
+    const Vec u = load_some(s.u + at, block.count);
+    Vec y = advance<N>(h, rates, step, u, s.B + shared, s.C + shared, states);
+    if (s.D) y += skip * u;
+    if (s.z) {
+      const Vec z = load_some(s.z + at, block.count);
+      y *= z * sigmoid(z);
+    }
+    store_some(s.y + at, y, block.count);
+  }
+  for (int64_t t = length; t < s.time; ++t)
+    store_some(s.y + (sequence * s.time + t) * s.channels + block.channel, splat(0.0f), block.count);
+  if (s.last) store_state(s.last + state_at, s, block, h);
+}
+
+// What the backward pass of one block carries from chunk to chunk, and what it adds up.
+struct Carry {
+  Vec rates[kMaxStates], dh[kMaxStates], dA[kMaxStates], dD, dbias;
+};
+
+// Room for one chunk of one block.
+struct Work {
+  std::vector<float> states, decays, y;      // (frames + 1, states, width), (frames, states, width), (frames, width)
+  std::vector<float> steps, inputs;          // (frames, width)
+  std::vector<float> dB, dC;                 // (frames, states, width): sums over the blocks of a group
+};
+
+// Frames first to end - 1 of one chunk, last to first; adds to work.dB and work.dC.
+template <int N>
+static void backward_chunk(const Scan& s, const Gradients& g, int64_t sequence, const Block& block, int64_t first,
+                           int64_t end, Carry& carry, Work& work) {
+  const int states = N ? N : s.states;
+  const int64_t length = s.lengths ? s.lengths[sequence] : s.time;
+  const float* kept = s.kept + ((sequence * s.chunks + first / kChunk) * s.channels + block.channel) * states;
+  Vec h[kMaxStates];
+  if (block.count == kWidth)
+    for (int n = 0; n < states; ++n) h[n] = load(kept + n * kWidth);
+  else
+    load_state(kept, s, block, h);
+  for (int n = 0; n < states; ++n) store(&work.states[n * kWidth], h[n]);
+  for (int64_t i = first; i < end; ++i) {  // again, this time keeping what the way back needs
+    const int64_t row = sequence * s.time + frame_of(s, length, i), k = i - first;
+    const int64_t at = row * s.channels + block.channel;
+    const int64_t shared = (row * s.groups + block.group) * states;
+    const float *B = s.B + shared, *C = s.C + shared;
+    Vec step = raw_step(s, at, block);
+    if (s.softplus) step = softplus(step);
+    const Vec u = load_some(s.u + at, block.count), drive = step * u;
+    Vec y = splat(0.0f);
+#pragma GCC unroll 16
+    for (int n = 0; n < states; ++n) {
+      const Vec decay = exp2_(step * carry.rates[n]);
+      h[n] = decay * h[n] + drive * B[n];
+      y += h[n] * C[n];
+      store(&work.decays[(k * states + n) * kWidth], decay);
+      store(&work.states[((k + 1) * states + n) * kWidth], h[n]);
+    }
+    store(&work.y[k * kWidth], y);
+    store(&work.steps[k * kWidth], step);
+    store(&work.inputs[k * kWidth], u);
+  }
+  const Vec skip = s.D ? load_some(s.D + block.channel, block.count) : splat(0.0f);
+  for (int64_t i = end - 1; i >= first; --i) {
+    const int64_t row = sequence * s.time + frame_of(s, length, i), k = i - first;
+    const int64_t at = row * s.channels + block.channel;
+    const int64_t shared = (row * s.groups + block.group) * states;
+    const float *B = s.B + shared, *C = s.C + shared;
+    const Vec step = load(&work.steps[k * kWidth]), u = load(&work.inputs[k * kWidth]);
+    Vec dy = load_some(g.y + at, block.count);
+    if (s.z) {
+      const Vec z = load_some(s.z + at, block.count), gate = sigmoid(z);
+      const Vec y = load(&work.y[k * kWidth]) + skip * u;
+      store_some(g.z + at, dy * y * (gate + z * gate * (1.0f - gate)), block.count);
+      dy *= z * gate;
+    }
+    Vec dstep = splat(0.0f), dB_sum = splat(0.0f);
+    const Vec drive = step * u;
+#pragma GCC unroll 16
+    for (int n = 0; n < states; ++n) {
+      const int64_t place = (k * states + n) * kWidth;
+      const Vec before = load(&work.states[place]), decay = load(&work.decays[place]);
+      const Vec after = load(&work.states[place + states * kWidth]);
+      const Vec dh = carry.dh[n] + dy * C[n];
+      const Vec kept_part = dh * before * decay;  // dh * d(decay * before) / d(step * A)
+      store(&work.dC[place], load(&work.dC[place]) + dy * after);
+      store(&work.dB[place], load(&work.dB[place]) + dh * drive);
+      carry.dA[n] += kept_part * step;
+      dstep += kept_part * carry.rates[n];
+      dB_sum += dh * B[n];
+      carry.dh[n] = dh * decay;
+    }
+    store_some(g.u + at, dB_sum * step + dy * skip, block.count);
+    carry.dD += dy * u;
+    dstep = dstep * (1.0f / kLog2E) + dB_sum * u;
+    if (s.softplus) dstep *= 1.0f - exp_(-step);  // sigmoid(x) = 1 - exp(-softplus(x))
+    carry.dbias += dstep;
+    store_some(g.delta + at, dstep, block.count);
+  }
+}
+
+// Blocks of one sequence that one thread has; its sums over channels go to g.B and g.C of its own share.
+template <int N>
+static void backward_blocks(const Scan& s, const Gradients& g, int64_t sequence, const std::vector<Block>& blocks,
+                            float* dB, float* dC) {
+  const int states = N ? N : s.states;
+  const int64_t length = s.lengths ? s.lengths[sequence] : s.time;
+  const int64_t room = int64_t{kChunk} * states * kWidth;
+  Work work;
+  work.states.resize(room + states * kWidth);
+  work.decays.resize(room);
+  work.dB.resize(room);
+  work.dC.resize(room);
+  work.y.resize(kChunk * kWidth);
+  work.steps.resize(kChunk * kWidth);
+  work.inputs.resize(kChunk * kWidth);
+  std::vector<Carry> carries(blocks.size());
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    const Block& block = blocks[b];
+    const int64_t state_at = (sequence * s.channels + block.channel) * states;
+    load_rates(s, block, carries[b].rates);
+    load_state(g.last ? g.last + state_at : nullptr, s, block, carries[b].dh);
+    for (int n = 0; n < states; ++n) carries[b].dA[n] = splat(0.0f);
+    carries[b].dD = carries[b].dbias = splat(0.0f);
+  }
+  const int64_t chunks = (length + kChunk - 1) / kChunk;
+  for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
+    const int64_t first = chunk * kChunk, end = first + kChunk < length ? first + kChunk : length;
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      if (!b || blocks[b].group != blocks[b - 1].group) {
+        std::fill(work.dB.begin(), work.dB.end(), 0.0f);
+        std::fill(work.dC.begin(), work.dC.end(), 0.0f);
+      }
+      backward_chunk<N>(s, g, sequence, blocks[b], first, end, carries[b], work);
+      if (b + 1 < blocks.size() && blocks[b].group == blocks[b + 1].group) continue;
+      for (int64_t i = first; i < end; ++i) {
+        const int64_t row = sequence * s.time + frame_of(s, length, i);
+        for (int n = 0; n < states; ++n) {
+          const int64_t to = (row * s.groups + blocks[b].group) * states + n;
+          const int64_t place = ((i - first) * states + n) * kWidth;
+          dB[to] += sum(load(&work.dB[place]));
+          dC[to] += sum(load(&work.dC[place]));
+        }
+      }
+    }
+  }
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    const Block& block = blocks[b];
+    const int64_t state_at = (sequence * s.channels + block.channel) * states;
+    store_state(g.initial + state_at, s, block, carries[b].dh);
+    store_state(g.A + state_at, s, block, carries[b].dA);
+    store_some(g.D + sequence * s.channels + block.channel, carries[b].dD, block.count);
+    store_some(g.bias + sequence * s.channels + block.channel, carries[b].dbias, block.count);
+    for (int64_t t = length; t < s.time; ++t) {
+      const int64_t at = (sequence * s.time + t) * s.channels + block.channel;
+      store_some(g.u + at, splat(0.0f), block.count);
+      store_some(g.delta + at, splat(0.0f), block.count);
+      if (s.z) store_some(g.z + at, splat(0.0f), block.count);
+    }
+  }
+}
+
+static void forward_range(const Scan& s, int64_t sequence, const std::vector<Block>& blocks) {
+  for (const Block& block : blocks) {
+    if (s.states == 16)
+      forward_block<16>(s, sequence, block);
+    else
+      forward_block<0>(s, sequence, block);
+  }
+}
+
+static void backward_range(const Scan& s, const Gradients& g, int64_t sequence, const std::vector<Block>& blocks,
+                           float* dB, float* dC) {
+  if (s.states == 16)
+    backward_blocks<16>(s, g, sequence, blocks, dB, dC);
+  else
+    backward_blocks<0>(s, g, sequence, blocks, dB, dC);
+}

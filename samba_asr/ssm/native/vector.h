@@ -1,0 +1,100 @@
+// Sixteen floats at once, in GCC's and Clang's portable vector type: one AVX-512 register, two of AVX2, four of NEON.
+// Included once for each instruction set, inside its namespace.
+
+typedef float Vec __attribute__((vector_size(64), aligned(4)));
+typedef int32_t IntVec __attribute__((vector_size(64), aligned(4)));
+constexpr int kWidth = 16;
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE Vec splat(float x) { return Vec{} + x; }
+
+INLINE Vec load(const float* from) {
+  Vec x;
+  memcpy(&x, from, sizeof(Vec));
+  return x;
+}
+
+INLINE void store(float* to, Vec x) { memcpy(to, &x, sizeof(Vec)); }
+
+// The first `count` floats; the others are 0.
+INLINE Vec load_some(const float* from, int count) {
+  if (count == kWidth) return load(from);
+  Vec x = splat(0.0f);
+  memcpy(&x, from, count * sizeof(float));
+  return x;
+}
+
+INLINE void store_some(float* to, Vec x, int count) {
+  if (count == kWidth) return store(to, x);
+  memcpy(to, &x, count * sizeof(float));
+}
+
+typedef uint32_t BitVec __attribute__((vector_size(64), aligned(4)));
+typedef uint16_t HalfVec __attribute__((vector_size(32), aligned(2)));
+
+INLINE Vec load_bfloat16(const uint16_t* from, int count) {
+  HalfVec x = {};
+  if (count == kWidth)
+    memcpy(&x, from, sizeof x);
+  else
+    memcpy(&x, from, count * sizeof(uint16_t));
+  return (Vec)(__builtin_convertvector(x, BitVec) << 16);
+}
+
+// Rounded to the nearest, ties to even; NaN stays NaN, if its payload does not overflow.
+INLINE void store_bfloat16(uint16_t* to, Vec x, int count) {
+  const BitVec bits = (BitVec)x;
+  const HalfVec rounded = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, HalfVec);
+  if (count == kWidth)
+    memcpy(to, &rounded, sizeof rounded);
+  else
+    memcpy(to, &rounded, count * sizeof(uint16_t));
+}
+
+INLINE float sum(Vec x) {
+  float total = 0.0f;
+  for (int i = 0; i < kWidth; ++i) total += x[i];
+  return total;
+}
+
+INLINE Vec larger(Vec x, Vec y) { return x > y ? x : y; }
+INLINE Vec smaller(Vec x, Vec y) { return x < y ? x : y; }
+
+// 2^x; below -126 it is 2^-126 and above 127 it is 2^127. Relative error below 2e-7.
+INLINE Vec exp2_(Vec x) {
+  x = smaller(larger(x, splat(-126.0f)), splat(127.0f));
+  const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+  const Vec shifted = x + magic;
+  const Vec r = x - (shifted - magic);  // in [-0.5, 0.5]
+  Vec p = splat(1.5403530e-4f);
+  p = p * r + splat(1.3333558e-3f);
+  p = p * r + splat(9.6181291e-3f);
+  p = p * r + splat(5.5504109e-2f);
+  p = p * r + splat(2.4022651e-1f);
+  p = p * r + splat(6.9314718e-1f);
+  p = p * r + splat(1.0f);
+  const IntVec exponent = ((IntVec)shifted - (IntVec)magic) << 23;
+  return (Vec)((IntVec)p + exponent);
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+INLINE Vec exp_(Vec x) { return exp2_(x * kLog2E); }
+
+INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp_(-x)); }
+
+// log(1 + exp(x)), as exact relatively for steps of 1e-6 as for large ones.
+INLINE Vec softplus(Vec x) {
+  const Vec t = exp_(-larger(x, -x));
+  const Vec s = t / (t + 2.0f);  // log(1 + t) = 2 atanh(t / (2 + t)); s <= 1/3
+  const Vec q = s * s;
+  Vec p = splat(1.0f / 13.0f);
+  p = p * q + splat(1.0f / 11.0f);
+  p = p * q + splat(1.0f / 9.0f);
+  p = p * q + splat(1.0f / 7.0f);
+  p = p * q + splat(1.0f / 5.0f);
+  p = p * q + splat(1.0f / 3.0f);
+  p = p * q + splat(1.0f);
+  return larger(x, splat(0.0f)) + 2.0f * s * p;
+}
