@@ -1,7 +1,6 @@
 """The selective scan's native kernels against the torch backend in float64, and how they are built."""
 
 import os
-import shutil
 import subprocess
 import sys
 
@@ -214,17 +213,44 @@ def test_without_kernels_torch_does_the_work(why, tmp_path):
     assert bool(done.stderr) == (why != "switched off")
 
 
-def test_a_library_beside_the_sources_is_taken(tmp_path, monkeypatch):
-    native.library.cache_clear()
-    try:
-        built = tmp_path / native.BUILT
-        monkeypatch.setattr(native, "SOURCES", tmp_path)
-        shutil.copy(native._cache_folder() / _built_name(), built)
-        monkeypatch.setenv("PATH", "")
-        assert native.library()._name == str(built)
-    finally:
-        native.library.cache_clear()
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_what_others_may_write_is_not_loaded(what, tmp_path):
+    cache = tmp_path / "cache"
+    variables = {"SAMBA_ASR_CACHE": str(cache)}
+    assert python(USE, **variables).stdout.split()[0] == "True"
+    (cache if what == "folder" else next(cache.iterdir())).chmod(0o777)
+    done = python(USE, **variables)
+    assert done.stdout.split() == ["False", str(TRUE_VALUE)]
+    assert "may be written by others" in done.stderr
 
 
-def _built_name():
-    return max(native._cache_folder().glob("kernels-*.so"), key=lambda path: path.stat().st_mtime).name
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "delta_bias", "initial_state"])
+def test_nan_stays_nan(name):
+    inputs = single(make_inputs(2, 40, 20, 16))
+    inputs[name] = inputs[name].clone()
+    inputs[name].flatten()[5] = torch.nan
+    found, expected = outcome(scan("cpu"), inputs), outcome(scan("torch"), inputs)
+    for key in ("y", "state"):
+        assert torch.equal(found[key].isnan(), expected[key].isnan()), key
+        assert found[key].isnan().any() or name == "C"
+    assert any(value.isnan().any() for key, value in found.items() if key.startswith("gradient"))
+
+
+def test_nothing_is_kept_where_no_gradient_is_wanted(monkeypatch):
+    wanted = []
+    apply = cpu_scan._CpuScan.apply
+    monkeypatch.setattr(cpu_scan._CpuScan, "apply", lambda *args: wanted.append(args[-1]) or apply(*args))
+    inputs = single(make_inputs(2, 40, 20, 16))
+    leaf = inputs | {"D": torch.nn.Parameter(inputs["D"])}
+    scan("cpu")(**leaf)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            scan("cpu")(**leaf)
+    scan("cpu")(**inputs)
+    assert wanted == [True, False, False, False]
+
+
+def test_tensors_elsewhere_never_reach_a_kernel():
+    inputs = single(make_inputs())
+    assert cpu_scan.available(inputs["u"], 3, inputs["A"], None)
+    assert not cpu_scan.available(inputs["u"], 3, inputs["A"].to("meta"))

@@ -130,3 +130,27 @@ def test_nothing_to_scan(batch, time):
     y, state = ssd()(**inputs)
     assert y.shape == (batch, time, 2, 16)
     assert torch.equal(state, inputs["initial_state"])
+
+
+@pytest.mark.parametrize("name", BY_TIME)
+def test_a_single_frame_with_odd_strides(name):
+    inputs = single(make_inputs(4, 1, 2, 16, 16))
+    turned = inputs[name].squeeze(1).unsqueeze(0).transpose(0, 1)  # contiguous, and yet its first two strides are odd
+    assert_close(ssd()(**inputs | {name: turned}), ssd()(**inputs), rtol=0, atol=0)
+
+
+def test_a_row_that_is_repeated():
+    inputs = single(make_inputs(2, 40, 2, 16, 16))
+    repeated = inputs["B"][:1, :1].expand(2, 40, 16)
+    assert_close(ssd()(**inputs | {"B": repeated}), ssd()(**inputs | {"B": repeated.clone()}), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["x", "delta", "A", "B", "C", "delta_bias", "initial_state"])
+def test_nan_stays_nan(name):
+    inputs = single(make_inputs(2, 40, 2, 16, 16))
+    inputs[name] = inputs[name].clone()
+    inputs[name].flatten()[1] = torch.nan
+    found, expected = outcome(ssd(), inputs), outcome(ssd(backend="torch"), inputs)
+    for key, value in expected.items():
+        assert found[key].isnan().any() == value.isnan().any(), key
+    assert any(value.isnan().any() for value in found.values())

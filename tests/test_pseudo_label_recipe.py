@@ -141,13 +141,13 @@ def test_it_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
     def stops(utterance):
         if len(heard) > 3:
             raise KeyboardInterrupt
-        return nearly(utterance)
+        return f"\u2028{nearly(utterance)}"  # a line's end to some, not to JSON
 
     heard = says(monkeypatch, stops)
     with pytest.raises(KeyboardInterrupt):
         label_manifests(settings(data), tmp_path)
     kept = tmp_path / "teacher" / "bare.jsonl"
-    assert len(kept.read_text().splitlines()) == 3 and not (tmp_path / "bare.jsonl").exists()
+    assert kept.read_text().count("\n") == 3 and not (tmp_path / "bare.jsonl").exists()
     with kept.open("a") as file:
         file.write('{"audio": "cut')
     first = heard[:3]
@@ -156,7 +156,7 @@ def test_it_goes_on_where_it_was_stopped(data, tmp_path, monkeypatch):
     bare = read_manifest(data / "bare.jsonl")
     assert sorted(heard) == sorted({utterance.audio for utterance in bare} - set(first))
     assert (report.labelled, report.rest) == (5, 2)
-    assert len([json.loads(line) for line in kept.read_text().splitlines()]) == 7
+    assert len([json.loads(line) for line in kept.read_text().split("\n") if line]) == 7
     label_manifests(settings(data), tmp_path)
     assert len(heard) == 4  # nothing is read again
 

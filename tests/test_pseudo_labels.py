@@ -59,6 +59,7 @@ TITLES = {
         ("THE COLOUR WAS GREY", "The Color was gray?", "The Colour was grey?", 4, 4),
         ("BECAUSE MADAM", "'Cause, Ma'am.", "Because, Madam.", 2, 2),
         ("DON'T CANNOT", "Don\u2019t, can't.", "Don't, cannot.", 1, 2),
+        ("SIT DOWN THE COAL CAME", "St. down. The Col. came.", "Sit down. The Coal came.", 3, 5),  # no titles
         ("UM OH", "Uh, oh!", "Um, oh!", 1, 2),  # the normaliser drops both fillers, which makes them no equals
         ("A CAFE", "\u201cA Caf\u00e9\u201d (\u2026)", "A Cafe.", 2, 2),
         ("...", "", "", 0, 0),

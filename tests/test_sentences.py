@@ -75,3 +75,5 @@ def test_words_that_may_be_misprints_attract_nothing():
 def test_a_count_that_is_not_positive_is_refused():
     with pytest.raises(ValueError, match=r"count \(0\)"):
         choose_sentences([["one two three four"]], 0)
+    with pytest.raises(ValueError, match=r"least_words \(0\)"):
+        choose_sentences([["one two three four"]], 1, least_words=0)

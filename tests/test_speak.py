@@ -65,11 +65,12 @@ def test_prepare_reads_what_was_spoken(recipe, said, options, tmp_path, capsys):
     assert "2 sentences could not be spoken" in err
 
 
-def test_it_goes_on_where_it_was_stopped(recipe, said, options, tmp_path):
+@pytest.mark.parametrize("cut", [5, 20, -3])
+def test_it_goes_on_where_it_was_stopped(cut, recipe, said, options, tmp_path):
     assert recipe.main(options) == 0
     table = tmp_path / "data" / "spoken" / "manifest.tsv"
     whole = sorted(line for line in table.read_text().splitlines() if line)
-    table.write_text("\n".join(whole[:2]) + "\n" + whole[2][:20])
+    table.write_text("\n".join(whole[:2]) + "\n" + whole[2][:cut])
     said.clear()
     assert recipe.main(options) == 0
     assert len(said) == 4  # two that were lost and two that cannot be said

@@ -50,6 +50,7 @@ SENTENCES = [
         ("at 3:30; (see below).", "at 3 30, see below."),
         ("Don\u2019t, 'tis the dogs' 'n' o'clock''s", "Don't, tis the dogs n o'clock s"),
         ("Caf\u00e9 \u00c6gir \u0152uvre Stra\u00dfe \u0141\u00f3d\u017a", "Cafe Aegir Oeuvre Strasse Lodz"),
+        ("\u00c6GIR SAID. \u0152UVRE", "aegir said. oeuvre"),
         ("STRA\u1e9eE \uff26ull\uff01", "STRASSE Full!"),
         ("a_b 50% \u20ac5 R&D", "a b 50 5 R D"),
     ],

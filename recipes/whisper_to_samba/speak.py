@@ -120,7 +120,7 @@ def spoken(table: Path, sentences: Sequence[str]) -> set[str]:
     if not table.exists():
         return set()
     lines = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()]
-    whole = [cells for cells in lines if len(cells) == 3]
+    whole = [cells for cells in lines if len(cells) == 3 and cells[2].endswith("}")]
     for name, text, _ in whole:
         place = int(Path(name).stem)
         if place >= len(sentences) or " ".join(sentences[place].split()) != text:

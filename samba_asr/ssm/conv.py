@@ -34,7 +34,7 @@ def causal_conv1d(
     batch, time, _ = x.shape
     check_lengths(lengths, batch, time)
     width = weight.shape[2]
-    if backend != "torch" and available(x, width):
+    if backend != "torch" and available(x, width, weight, bias, lengths, initial_state):
         return cpu_conv(x, weight, bias, lengths, initial_state, reverse)
     x = mask_padding(x, lengths)
     if initial_state is None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samba_asr.ssm.cpu_scan import level, pointer, threads_for
+from samba_asr.ssm.cpu_scan import level, on_cpu, pointer, threads_for
 from samba_asr.ssm.native import library
 
 
@@ -22,9 +22,9 @@ class _Gradients(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("y", "last", "x", "weight", "bias", "initial")]
 
 
-def available(x: Tensor, width: int) -> bool:
+def available(x: Tensor, width: int, *others: Tensor | None) -> bool:
     """Return whether the kernels can do this convolution: float32 or bfloat16 on a CPU, and they could be built."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+    if not on_cpu(x, *others) or x.dtype not in (torch.float32, torch.bfloat16):
         return False
     kernels = library()
     return kernels is not None and width <= kernels.samba_max_width()

@@ -38,9 +38,19 @@ def threads_for(work: int, least: int) -> int:
     return max(1, min(torch.get_num_threads(), work // least))
 
 
-def available(u: Tensor, d_state: int) -> bool:
-    """Return whether the kernels can do this scan: float32 on a CPU, and they could be built."""
-    if u.device.type != "cpu" or u.dtype == torch.float64:
+def on_cpu(*tensors: Tensor | None) -> bool:
+    """Return whether all of these are where a kernel can read them."""
+    return all(tensor is None or tensor.device.type == "cpu" for tensor in tensors)
+
+
+def gradient_wanted(*tensors: Tensor | None) -> bool:
+    """Return whether anything will be differentiated."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def available(u: Tensor, d_state: int, *others: Tensor | None) -> bool:
+    """Return whether the kernels can do this scan: float32, bfloat16 or float16 on a CPU, and they could be built."""
+    if not on_cpu(u, *others) or u.dtype == torch.float64:
         return False
     kernels = library()
     return kernels is not None and d_state <= kernels.samba_max_states()
@@ -65,7 +75,11 @@ def cpu_scan(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     plain = [None if tensor is None else tensor.float().contiguous() for tensor in tensors]
     result: tuple[Tensor, Tensor] = _CpuScan.apply(  # type: ignore[no-untyped-call]
-        *plain, None if lengths is None else lengths.to(torch.int64).contiguous(), delta_softplus, reverse
+        *plain,
+        None if lengths is None else lengths.to(torch.int64).contiguous(),
+        delta_softplus,
+        reverse,
+        gradient_wanted(*tensors),
     )
     return result
 
@@ -73,14 +87,14 @@ def cpu_scan(
 class _CpuScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, lengths, softplus, reverse = inputs
+        *tensors, lengths, softplus, reverse, gradient = inputs
         u, A = tensors[0], tensors[2]
         kernels = library()
         assert kernels is not None
         batch, time, channels = u.shape
         y, last = torch.empty_like(u), u.new_empty(batch, channels, A.shape[1])
         kept = None
-        if any(ctx.needs_input_grad):
+        if gradient:
             kept = u.new_empty(batch, -(-time // kernels.samba_chunk()), channels, A.shape[1])
         scan = _scan([*tensors, lengths, y, last, kept], softplus, reverse)
         kernels.samba_scan_forward(ctypes.byref(scan), _threads(u, A), level())
@@ -126,6 +140,7 @@ class _CpuScan(torch.autograd.Function):
             found["z"],
             None if bias is None else summed["bias"],
             None if initial is None else found["initial"],
+            None,
             None,
             None,
             None,

@@ -1,12 +1,13 @@
 """Mamba-2's scan by native kernels, forward and backward."""
 
 import ctypes
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from samba_asr.ssm.cpu_scan import level, pointer, threads_for
+from samba_asr.ssm.cpu_scan import gradient_wanted, level, on_cpu, pointer, threads_for
 from samba_asr.ssm.native import library
 
 LANES = 16
@@ -27,12 +28,12 @@ class _Gradients(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p) for n in ("y", "last", "x", "delta", "B", "C", "A", "D", "bias", "initial")]
 
 
-def available(x: Tensor, d_state: int) -> bool:
+def available(x: Tensor, d_state: int, *others: Tensor | None) -> bool:
     """Return whether the kernels can do this scan: float32 or bfloat16 on a CPU, sizes in whole vectors, and there are
     kernels."""
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.shape[3] % LANES:
+    if not on_cpu(x, *others) or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    return d_state % LANES == 0 and library() is not None
+    return x.shape[3] % LANES == 0 and d_state % LANES == 0 and library() is not None
 
 
 def cpu_ssd(
@@ -60,6 +61,7 @@ def cpu_ssd(
             None if lengths is None else lengths.to(torch.int64).contiguous(),
             delta_softplus,
             reverse,
+            gradient_wanted(*rows, *small),
         )
         return y.to(x.dtype), last
 
@@ -67,24 +69,25 @@ def cpu_ssd(
 def _in_rows(tensor: Tensor) -> Tensor:
     """Return (batch, time, ...) with each frame's numbers side by side and frames at equal distances: a view of a wider
     tensor's columns stays one."""
-    width = tensor[0, 0].numel() if tensor.numel() else 0
-    packed = tensor.dim() == 3 or tensor.stride(2) == tensor.shape[3]
-    if width and packed and tensor.stride(-1) == 1 and tensor.stride(0) == tensor.shape[1] * tensor.stride(1):
+    _, time, *sizes = tensor.shape
+    steps = tensor.stride()
+    packed = steps[-1] == 1 and (len(sizes) == 1 or steps[2] == sizes[1])
+    if packed and steps[0] == time * steps[1] and steps[1] >= math.prod(sizes):
         return tensor
-    return tensor.contiguous()
+    return tensor.clone(memory_format=torch.contiguous_format)  # contiguous() keeps odd strides of dimensions of size 1
 
 
 class _CpuSsd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, softplus, reverse = inputs
+        *tensors, softplus, reverse, gradient = inputs
         x, B, A = tensors[0], tensors[2], tensors[4]
         kernels = library()
         assert kernels is not None
         batch, time, heads, head_dim = x.shape
         y = torch.empty(x.shape, dtype=x.dtype)
         last, kept = A.new_empty(batch, heads, head_dim, B.shape[2]), None
-        if any(ctx.needs_input_grad):
+        if gradient:
             kept = A.new_empty(batch, -(-time // kernels.samba_ssd_chunk()), heads, B.shape[2], head_dim)
         ssd = _ssd([*tensors, y, last, kept], softplus, reverse)
         kernels.samba_ssd_forward(ctypes.byref(ssd), _threads(x, B), level())
@@ -118,6 +121,7 @@ class _CpuSsd(torch.autograd.Function):
             None if D is None else dD.sum(0),
             None if bias is None else dbias.sum(0),
             None if initial is None else dinitial,
+            None,
             None,
             None,
             None,

@@ -1,8 +1,8 @@
 """Mamba's selective scan: h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t],  y[t] = C[t] h[t] + D u[t].
 
-Shapes follow the Mamba paper (arXiv 2312.00752, algorithm 2): batch, time, channels. Two backends compute the same
-recurrence: ``reference``, one obvious step after the other, and ``torch``, which spends its time in a few large tensor
-operations a chunk and never indexes a (batch, time, ...) tensor inside a loop.
+Shapes follow the Mamba paper (arXiv 2312.00752, algorithm 2): batch, time, channels. Three backends compute the same
+recurrence: ``reference``, one obvious step after the other; ``torch``, which spends its time in a few large tensor
+operations a chunk and never indexes a (batch, time, ...) tensor inside a loop; and ``cpu``, native kernels.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,8 @@ def selective_scan(
     _check(u, delta, A, B, C, D, z, delta_bias, lengths, initial_state)
     batch, _, channels = u.shape
     d_state, groups = A.shape[1], 1 if B.dim() == 3 else B.shape[2]
-    backend = _choose(backend, u, d_state)
+    tensors = (delta, A, B, C, D, z, delta_bias, lengths, initial_state)
+    backend = _choose(backend, available(u, d_state, *tensors), u)
     compute = recurrence_type(u)
     with torch.autocast(u.device.type, enabled=False):
         if backend == "cpu":
@@ -82,12 +83,11 @@ def selective_scan(
     return (y, state) if return_last_state else y
 
 
-def _choose(backend: Backend, u: Tensor, d_state: int) -> Backend:
+def _choose(backend: Backend, usable: bool, u: Tensor) -> Backend:
     """Return the backend that is asked for, or the best there is. Raises ValueError for one that cannot be used."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}")
     if backend in ("auto", "cpu"):
-        usable = available(u, d_state)
         if backend == "cpu" and not usable:
             raise ValueError(
                 f"backend 'cpu' takes float32, bfloat16 or float16 on a CPU and needs its kernels; u is {u.dtype} on "

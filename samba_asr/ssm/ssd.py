@@ -48,7 +48,7 @@ def ssd_scan(
     check_lengths(lengths, *x.shape[:2])
     if chunk_size < 1:
         raise ValueError(f"chunk_size ({chunk_size}) must be positive")
-    if backend != "torch" and available(x, B.shape[2]):
+    if backend != "torch" and available(x, B.shape[2], delta, A, B, C, D, delta_bias, lengths, initial_state):
         y, state = cpu_ssd(x, delta, A, B, C, D, delta_bias, delta_softplus, lengths, initial_state, reverse)
         return (y, state) if return_last_state else y
     compute = recurrence_type(x)

@@ -36,12 +36,13 @@ def normalize_text(text: str, form: TextForm) -> str:
         return normalize_for_training(text)
     if form != "written":
         raise ValueError(f"form ({form!r}) must be spoken or written")
+    shouted = not any(char.islower() for char in text)
     text = _fold(text, lower=False).replace("''", " ")
     text = _OTHER_THAN_WRITTEN.sub(" ", _CLAUSE_ENDS.sub(",", text))
     text = _HYPHENS_OUTSIDE_WORDS.sub(" ", text)
     text = _APOSTROPHES_OUTSIDE_WORDS.sub("", text)
     text = " ".join(_MARKS.sub(_attached, text).split())
-    return text if any(char.islower() for char in text) else text.lower()
+    return text.lower() if shouted else text
 
 
 def _attached(marks: re.Match[str]) -> str:

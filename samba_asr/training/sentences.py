@@ -32,8 +32,9 @@ def choose_sentences(
     ``most_words`` words, or with digits, which may be read in several ways, are passed over. A group's share that it
     cannot fill is lost. Raises ValueError for a count that is not positive.
     """
-    if count < 1:
-        raise ValueError(f"count ({count}) must be positive")
+    for name, value in {"count": count, "least_words": least_words}.items():
+        if value < 1:
+            raise ValueError(f"{name} ({value}) must be positive")
     taken = {normalize_for_training(sentence) for sentence in known}
     occurrences: Counter[str] = Counter()
     candidates: list[tuple[int, str, list[str]]] = []

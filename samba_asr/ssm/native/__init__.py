@@ -1,10 +1,12 @@
-"""The kernels for CPUs in C++: built on first use, or found beside this file where a wheel brings them.
+"""The kernels for CPUs in C++, built on first use.
 
 Why so: they have a plain C interface (kernels.cpp), called through ctypes, so a build needs a compiler and nothing
 else, not PyTorch's headers, and takes seconds. It happens once; the result lies in a cache folder under a name that
 changes with the sources and the compiler. Where there is no compiler, or the build fails, one line on standard error
 says so and the ``torch`` backends do the work. The code picks AVX-512 or AVX2 when it runs; on ARM the compiler makes
 NEON of the same lines (untested there, and with Clang).
+
+The kernels have no second derivatives; the ``torch`` backends have.
 
 ``SAMBA_ASR_NATIVE=0`` switches the kernels off; ``SAMBA_ASR_CACHE`` names another cache folder, ``CXX`` another
 compiler.
@@ -23,8 +25,6 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent
 FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
-BUILT = "samba_kernels.so"
-"""Name of a library that was built beforehand, beside this file."""
 SECONDS = 300
 
 
@@ -33,8 +33,6 @@ def library() -> ctypes.CDLL | None:
     """Return the kernels, building them if need be; None where they cannot be had."""
     if os.environ.get("SAMBA_ASR_NATIVE", "1") == "0":
         return None
-    if (SOURCES / BUILT).is_file():
-        return ctypes.CDLL(str(SOURCES / BUILT))
     try:
         return ctypes.CDLL(str(_built()))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -51,23 +49,33 @@ def _built() -> Path:
     digest = hashlib.sha256(b"\0".join([version, platform.machine().encode(), " ".join(FLAGS).encode()]))
     for source in sorted(SOURCES.glob("*.[ch]*")):
         digest.update(source.read_bytes())
-    path = _cache_folder() / f"kernels-{digest.hexdigest()[:16]}.so"
+    path = _cache_folder().expanduser().absolute() / f"kernels-{digest.hexdigest()[:16]}.so"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_owner(path.parent)
     if not path.exists():
         compile_kernels(compiler, path)
+    _check_owner(path)
     return path
+
+
+def _check_owner(path: Path) -> None:
+    """Raise RuntimeError where somebody else may have put code."""
+    status = path.stat()
+    if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
+        raise RuntimeError(f"{path} may be written by others; SAMBA_ASR_CACHE names another folder")
 
 
 def compile_kernels(compiler: str, path: Path) -> None:
     """Build the library; several processes may do so at once. Raises RuntimeError with the compiler's words."""
     print("samba-asr: building its CPU kernels, once (some ten seconds)", file=sys.stderr)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS)
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["it said nothing"]
             raise RuntimeError(f"{compiler}: {lines[0]}")
+        made.chmod(0o700)
         os.replace(made, path)
 
 

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -169,7 +170,15 @@ void for_all(const std::vector<Block>& blocks, int64_t batch, int64_t parts, int
     }
   };
   std::vector<std::thread> others;
-  for (int t = 1; t < threads; ++t) others.emplace_back(work, t * jobs / threads, (t + 1) * jobs / threads);
+  others.reserve(threads);
+  for (int t = 1; t < threads; ++t) {
+    const int64_t begin = t * jobs / threads, end = (t + 1) * jobs / threads;
+    try {
+      others.emplace_back(work, begin, end);
+    } catch (const std::system_error&) {  // no more threads are to be had
+      work(begin, end);
+    }
+  }
   work(0, jobs / threads);
   for (auto& other : others) other.join();
 }

@@ -58,12 +58,13 @@ INLINE float sum(Vec x) {
   return total;
 }
 
-INLINE Vec larger(Vec x, Vec y) { return x > y ? x : y; }
-INLINE Vec smaller(Vec x, Vec y) { return x < y ? x : y; }
+// NaN stays NaN.
+INLINE Vec at_least(Vec x, float least) { return x < splat(least) ? splat(least) : x; }
+INLINE Vec at_most(Vec x, float most) { return x > splat(most) ? splat(most) : x; }
 
 // 2^x; below -126 it is 2^-126 and above 127 it is 2^127. Relative error below 2e-7.
 INLINE Vec exp2_(Vec x) {
-  x = smaller(larger(x, splat(-126.0f)), splat(127.0f));
+  x = at_most(at_least(x, -126.0f), 127.0f);
   const Vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const Vec shifted = x + magic;
   const Vec r = x - (shifted - magic);  // in [-0.5, 0.5]
@@ -75,7 +76,7 @@ INLINE Vec exp2_(Vec x) {
   p = p * r + splat(6.9314718e-1f);
   p = p * r + splat(1.0f);
   const IntVec exponent = ((IntVec)shifted - (IntVec)magic) << 23;
-  return (Vec)((IntVec)p + exponent);
+  return x == x ? (Vec)((IntVec)p + exponent) : x;
 }
 
 constexpr float kLog2E = 1.44269504f;
@@ -86,7 +87,7 @@ INLINE Vec sigmoid(Vec x) { return 1.0f / (1.0f + exp_(-x)); }
 
 // log(1 + exp(x)), as exact relatively for steps of 1e-6 as for large ones.
 INLINE Vec softplus(Vec x) {
-  const Vec t = exp_(-larger(x, -x));
+  const Vec t = exp_(x > splat(0.0f) ? -x : x);
   const Vec s = t / (t + 2.0f);  // log(1 + t) = 2 atanh(t / (2 + t)); s <= 1/3
   const Vec q = s * s;
   Vec p = splat(1.0f / 13.0f);
@@ -96,5 +97,5 @@ INLINE Vec softplus(Vec x) {
   p = p * q + splat(1.0f / 5.0f);
   p = p * q + splat(1.0f / 3.0f);
   p = p * q + splat(1.0f);
-  return larger(x, splat(0.0f)) + 2.0f * s * p;
+  return at_least(x, 0.0f) + 2.0f * s * p;
 }

@@ -146,7 +146,7 @@ class Reader:
         if whole != content:
             os.truncate(path, len(whole))
         try:
-            lines = [json.loads(line) for line in whole.decode().splitlines()]
+            lines = [json.loads(line) for line in whole.decode().split("\n") if line]
             return {line["audio"]: line["text"] for line in lines if line["teacher"] == self.identity}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged ({error}): delete it, and the teacher reads anew") from error

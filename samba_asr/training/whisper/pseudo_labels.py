@@ -69,7 +69,10 @@ def write_as(transcript: str, teacher: str) -> Label:
         piece = pieces[partners[i]]
         joined = piece.joint != " " and i in agreeing and agreeing.get(i + 1) == partners[i] + 1
         inside = piece.joint != " " and not joined  # its marks made sense only before the piece that is lost
-        text += _written(word, piece) + ("" if inside else piece.marks) + (piece.joint if joined else " ")
+        abbreviation = piece.word in _TITLES and i not in agreeing  # its full stop ends nothing
+        text += (
+            _written(word, piece) + ("" if inside or abbreviation else piece.marks) + (piece.joint if joined else " ")
+        )
     return Label(normalize_text(text, "written"), len(agreeing), max(len(words), len(pieces)))
 
 
@@ -84,7 +87,7 @@ def _pieces(teacher: str) -> list[_Piece]:
 
 
 def _written(word: str, piece: _Piece) -> str:
-    if piece.word == word or piece.word in _TITLES:
+    if piece.word == word or (piece.word in _TITLES and _key(piece.word) == _key(word)):
         return piece.cased
     return word.capitalize() if piece.cased[0].isupper() else word
 
