@@ -180,6 +180,6 @@ def test_help_teaches():
     ):
         assert address in run.stdout
     documented = set(re.findall(r"^  (--[a-z-]+)", run.stdout, re.MULTILINE))
-    assert documented == {"--data", "--out", "--vocab-size", "--kind", "--dev-share", "--corpora"}
+    assert documented == {"--data", "--out", "--vocab-size", "--kind", "--text-form", "--dev-share", "--corpora"}
     for used in re.findall(r"prepare\.py (--.*)", run.stdout):
         assert set(re.findall(r"--[a-z-]+", used)) <= documented

@@ -27,9 +27,6 @@ class DataConfig:
     """Manifests of the development sets, never trained on."""
     tokenizer: str
     """SentencePiece model, as made by prepare.py."""
-    text_form: TextForm = "spoken"
-    """What is learnt of transcripts and of text without recordings. spoken: lower-case words; written: also case and
-    punctuation, where the manifests have them (pseudo_label.py) and the tokenizer (prepare.py --text-form)."""
     batch_seconds: float = 60.0
     """Most seconds of audio in a batch, padding included, before speed perturbation."""
     min_duration: float = 0.3
@@ -46,6 +43,9 @@ class DataConfig:
     """Keep decoded audio in memory (16 bits a sample) where the whole training set fits in this; 0: never."""
     dev_utterances: int = 200
     """At most this many utterances, spread evenly over the development sets, are scored at each validation."""
+    text_form: TextForm = "spoken"
+    """What is learnt of transcripts and of text without recordings. spoken: lower-case words; written: also case and
+    punctuation, where the manifests have them (pseudo_label.py) and the tokenizer (prepare.py --text-form)."""
 
     def __post_init__(self) -> None:
         _require(bool(self.train_manifests), "data.train is empty: name at least one manifest")
