@@ -11,7 +11,7 @@ from samba_asr.ssm import cpu_conv, native
 from samba_asr.ssm.conv import causal_conv1d
 from samba_asr.ssm.padding import mask_padding
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(native.load_kernels() is None, reason="no C++ compiler")
 
 
 def conv(reverse=False, backend="auto"):

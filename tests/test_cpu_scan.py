@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from samba_asr.ssm import cpu_scan, native
 from samba_asr.ssm.scan import selective_scan
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(native.load_kernels() is None, reason="no C++ compiler")
 
 
 def single(inputs):
@@ -169,11 +169,11 @@ def python(code, **variables):
 
 USE = """
 import torch
-from samba_asr.ssm.native import library
+from samba_asr.ssm.native import load_kernels
 from samba_asr.ssm.scan import selective_scan
 x = torch.ones(1, 3, 2)
 y = selective_scan(x, x, -torch.ones(2, 1), x[..., :1], x[..., :1])
-print(library() is not None, round(y[0, 2, 0].item(), 4))
+print(load_kernels() is not None, round(y[0, 2, 0].item(), 4))
 """
 TRUE_VALUE = round(1 + torch.tensor(-1.0).exp().item() + torch.tensor(-2.0).exp().item(), 4)
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from samba_asr.ssm import cpu_ssd, native
 from samba_asr.ssm.ssd import ssd_scan
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
+pytestmark = pytest.mark.skipif(native.load_kernels() is None, reason="no C++ compiler")
 
 SHAPES = [  # batch, time, heads, head_dim, d_state
     (2, 70, 3, 16, 16),  # two chunks and a bit

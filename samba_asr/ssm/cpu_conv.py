@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from samba_asr.ssm.cpu_scan import level, on_cpu, pointer, threads_for
-from samba_asr.ssm.native import library
+from samba_asr.ssm.native import load_kernels
 
 
 class _Conv(ctypes.Structure):
@@ -26,7 +26,7 @@ def available(x: Tensor, width: int, *others: Tensor | None) -> bool:
     """Return whether the kernels can do this convolution: float32 or bfloat16 on a CPU, and they could be built."""
     if not on_cpu(x, *others) or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    kernels = library()
+    kernels = load_kernels()
     return kernels is not None and width <= kernels.samba_max_width()
 
 
@@ -50,7 +50,7 @@ class _CpuConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         x, weight, _, _, _, reverse = inputs
-        kernels = library()
+        kernels = load_kernels()
         assert kernels is not None
         y = torch.empty_like(x)
         last = weight.new_empty(x.shape[0], weight.shape[2] - 1, x.shape[2])
@@ -64,7 +64,7 @@ class _CpuConv(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, initial, _ = ctx.saved_tensors
-        kernels = library()
+        kernels = load_kernels()
         assert kernels is not None
         dy, dlast = dy.contiguous(), dlast.contiguous()
         dx = torch.empty_like(x)

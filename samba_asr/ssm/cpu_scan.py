@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samba_asr.ssm.native import library
+from samba_asr.ssm.native import load_kernels
 
 _POINTERS = ("u", "delta", "A", "B", "C", "D", "z", "bias", "initial", "lengths", "y", "last", "kept")
 _GRADIENTS = ("y", "last", "u", "delta", "z", "B", "C", "A", "D", "bias", "initial")
@@ -29,7 +29,7 @@ class _Gradients(ctypes.Structure):
 @cache
 def level() -> int:
     """The widest instruction set that this CPU has: 2 AVX-512, 1 AVX2, 0 other."""
-    kernels = library()
+    kernels = load_kernels()
     return kernels.samba_level() if kernels else 0
 
 
@@ -52,7 +52,7 @@ def available(u: Tensor, d_state: int, *others: Tensor | None) -> bool:
     """Return whether the kernels can do this scan: float32, bfloat16 or float16 on a CPU, and they could be built."""
     if not on_cpu(u, *others) or u.dtype == torch.float64:
         return False
-    kernels = library()
+    kernels = load_kernels()
     return kernels is not None and d_state <= kernels.samba_max_states()
 
 
@@ -89,7 +89,7 @@ class _CpuScan(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         *tensors, lengths, softplus, reverse, gradient = inputs
         u, A = tensors[0], tensors[2]
-        kernels = library()
+        kernels = load_kernels()
         assert kernels is not None
         batch, time, channels = u.shape
         y, last = torch.empty_like(u), u.new_empty(batch, channels, A.shape[1])
@@ -107,7 +107,7 @@ class _CpuScan(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, lengths, kept = ctx.saved_tensors
         u, _, A, B, C, D, z, bias, initial = tensors
-        kernels = library()
+        kernels = load_kernels()
         assert kernels is not None
         threads = _threads(u, A)
         parts = threads if u.shape[0] % threads else 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samba_asr.ssm.cpu_scan import gradient_wanted, level, on_cpu, pointer, threads_for
-from samba_asr.ssm.native import library
+from samba_asr.ssm.native import load_kernels
 
 LANES = 16
 """Floats in a vector: head_dim and states must be multiples of it."""
@@ -33,7 +33,7 @@ def available(x: Tensor, d_state: int, *others: Tensor | None) -> bool:
     kernels."""
     if not on_cpu(x, *others) or x.dtype not in (torch.float32, torch.bfloat16):
         return False
-    return x.shape[3] % LANES == 0 and d_state % LANES == 0 and library() is not None
+    return x.shape[3] % LANES == 0 and d_state % LANES == 0 and load_kernels() is not None
 
 
 def cpu_ssd(
@@ -82,7 +82,7 @@ class _CpuSsd(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         *tensors, softplus, reverse, gradient = inputs
         x, B, A = tensors[0], tensors[2], tensors[4]
-        kernels = library()
+        kernels = load_kernels()
         assert kernels is not None
         batch, time, heads, head_dim = x.shape
         y = torch.empty(x.shape, dtype=x.dtype)
@@ -100,7 +100,7 @@ class _CpuSsd(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
         *tensors, kept = ctx.saved_tensors
         x, delta, B, C, A, D, bias, initial, _ = tensors
-        kernels = library()
+        kernels = load_kernels()
         assert kernels is not None
         threads = _threads(x, B)
         parts = threads if len(x) % threads else 1

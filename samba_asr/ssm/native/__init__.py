@@ -29,7 +29,7 @@ SECONDS = 300
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def load_kernels() -> ctypes.CDLL | None:
     """Return the kernels, building them if need be; None where they cannot be had."""
     if os.environ.get("SAMBA_ASR_NATIVE", "1") == "0":
         return None
