@@ -50,3 +50,15 @@ def with_padding(tensor: Tensor, lengths: Tensor, value: float) -> Tensor:
 
 def padding_of(tensor: Tensor, lengths: Tensor) -> Tensor:
     return torch.cat([tensor[row, length:].flatten() for row, length in enumerate(lengths.tolist())])
+
+
+def on_threads(run: Callable[[], dict[str, Tensor]], counts: tuple[int, ...] = (1, 2, 5)) -> list[dict[str, Tensor]]:
+    """Return what a function returns with each number of threads."""
+    before, results = torch.get_num_threads(), []
+    try:
+        for count in counts:
+            torch.set_num_threads(count)
+            results.append(run())
+    finally:
+        torch.set_num_threads(before)
+    return results

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ssm_cases import outcome, padding_of, with_padding
+from ssm_cases import on_threads, outcome, padding_of, with_padding
 from test_conv import make_inputs
 from test_cpu_scan import assert_near, single
 from torch.testing import assert_close
@@ -71,13 +71,7 @@ def test_bfloat16_is_float32_inside():
 def test_threads_change_nothing(monkeypatch):
     monkeypatch.setattr(cpu_conv, "threads_for", lambda work, least: torch.get_num_threads())
     inputs = single(make_inputs(batch=3, channels=40))
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(outcome(conv(), inputs))
-    finally:
-        torch.set_num_threads(before)
+    results = on_threads(lambda: outcome(conv(), inputs))
     assert_close(results[1:], results[:1] * 2, rtol=0, atol=0)
 
 

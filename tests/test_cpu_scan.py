@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from ssm_cases import outcome, padding_of, with_padding
+from ssm_cases import on_threads, outcome, padding_of, with_padding
 from test_scan import BY_TIME, make_inputs, scan
 from torch.testing import assert_close
 
@@ -73,13 +73,7 @@ def test_every_instruction_set(level, monkeypatch):
 def test_threads_change_nothing(batch, monkeypatch):
     monkeypatch.setattr(cpu_scan, "threads_for", lambda work, least: torch.get_num_threads())
     inputs = single(make_inputs(batch, 70, 72, 16))
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append(outcome(scan("cpu"), inputs))
-    finally:
-        torch.set_num_threads(before)
+    results = on_threads(lambda: outcome(scan("cpu"), inputs))
     for result in results[1:]:
         assert_close(result, results[0], rtol=1e-5, atol=1e-5)
         assert torch.equal(result["y"], results[0]["y"])

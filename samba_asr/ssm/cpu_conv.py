@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samba_asr.ssm.cpu_scan import level, on_cpu, pointer, threads_for
 from samba_asr.ssm.native import load_kernels
+from samba_asr.ssm.native.calls import level, on_cpu, pointer, threads_for
 
 
 class _Conv(ctypes.Structure):

@@ -2,13 +2,13 @@
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from samba_asr.ssm.native import load_kernels
+from samba_asr.ssm.native.calls import gradient_wanted, level, on_cpu, parts_for, pointer, threads_for
 
 _POINTERS = ("u", "delta", "A", "B", "C", "D", "z", "bias", "initial", "lengths", "y", "last", "kept")
 _GRADIENTS = ("y", "last", "u", "delta", "z", "B", "C", "A", "D", "bias", "initial")
@@ -24,28 +24,6 @@ class _Scan(ctypes.Structure):
 
 class _Gradients(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in _GRADIENTS]
-
-
-@cache
-def level() -> int:
-    """The widest instruction set that this CPU has: 2 AVX-512, 1 AVX2, 0 other."""
-    kernels = load_kernels()
-    return kernels.samba_level() if kernels else 0
-
-
-def threads_for(work: int, least: int) -> int:
-    """Return how many threads share work, each with at least ``least`` of it: starting one costs some 20 us."""
-    return max(1, min(torch.get_num_threads(), work // least))
-
-
-def on_cpu(*tensors: Tensor | None) -> bool:
-    """Return whether all of these are where a kernel can read them."""
-    return all(tensor is None or tensor.device.type == "cpu" for tensor in tensors)
-
-
-def gradient_wanted(*tensors: Tensor | None) -> bool:
-    """Return whether anything will be differentiated."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def available(u: Tensor, d_state: int, *others: Tensor | None) -> bool:
@@ -110,7 +88,7 @@ class _CpuScan(torch.autograd.Function):
         kernels = load_kernels()
         assert kernels is not None
         threads = _threads(u, A)
-        parts = threads if u.shape[0] % threads else 1
+        parts = parts_for(len(u), threads)
         batch, _, channels = u.shape
         found = {
             "u": torch.empty_like(u),
@@ -156,7 +134,3 @@ def _scan(tensors: Sequence[Tensor | None], softplus: bool, reverse: bool) -> _S
 
 def _threads(u: Tensor, A: Tensor) -> int:
     return threads_for(u.numel() * A.shape[1], 1 << 18)
-
-
-def pointer(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from samba_asr.ssm.cpu_scan import gradient_wanted, level, on_cpu, pointer, threads_for
 from samba_asr.ssm.native import load_kernels
+from samba_asr.ssm.native.calls import gradient_wanted, level, on_cpu, parts_for, pointer, threads_for
 
 LANES = 16
 """Floats in a vector: head_dim and states must be multiples of it."""
@@ -103,7 +103,7 @@ class _CpuSsd(torch.autograd.Function):
         kernels = load_kernels()
         assert kernels is not None
         threads = _threads(x, B)
-        parts = threads if len(x) % threads else 1
+        parts = parts_for(len(x), threads)
         dy, dlast = dy.contiguous(), dlast.contiguous()
         dx, ddelta = torch.empty(x.shape, dtype=x.dtype), A.new_empty(delta.shape)
         dB, dC = A.new_zeros(parts, *B.shape), A.new_zeros(parts, *C.shape)
