@@ -52,7 +52,7 @@ def selective_scan(
     batch, _, channels = u.shape
     d_state, groups = A.shape[1], 1 if B.dim() == 3 else B.shape[2]
     tensors = (delta, A, B, C, D, z, delta_bias, lengths, initial_state)
-    backend = _choose(backend, available(u, d_state, *tensors), u)
+    backend = _choose(backend, backend in ("auto", "cpu") and available(u, d_state, *tensors), u)
     compute = recurrence_type(u)
     with torch.autocast(u.device.type, enabled=False):
         if backend == "cpu":

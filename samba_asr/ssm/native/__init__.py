@@ -67,7 +67,7 @@ def _check_owner(path: Path) -> None:
 
 def compile_kernels(compiler: str, path: Path) -> None:
     """Build the library; several processes may do so at once. Raises RuntimeError with the compiler's words."""
-    print("samba-asr: building its CPU kernels, once (some ten seconds)", file=sys.stderr)
+    print("samba-asr: building its CPU kernels, once (less than a minute)", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
         command = [compiler, *FLAGS, str(SOURCES / "kernels.cpp"), "-o", str(made)]
