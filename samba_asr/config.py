@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CONFIG_VERSION = 4
+CONFIG_VERSION = 5
 """Of ``config.json``: increase it with every field that is added, removed or redefined (and see checkpoint.py)."""
 
 Normalisation = Literal["whisper", "global", "causal"]
@@ -79,6 +79,9 @@ class MixerConfig:
     """d_inner = expand * d_model."""
     head_dim: int = 64
     """mamba2: channels of one head; must divide d_inner."""
+    groups: int = 1
+    """mamba2: sets of B and C, each for as many neighbouring heads; must divide the number of heads. 0 means a set for
+    each head."""
     dt_rank: int = 0
     """mamba: rank of the step size's projection; 0 means ceil(d_model / 16)."""
     chunk_size: int = 64
@@ -89,7 +92,7 @@ class MixerConfig:
         _check_positive(self, "d_conv", "expand", "head_dim", "chunk_size")
         if self.d_conv < 2:
             raise ValueError(f"d_conv ({self.d_conv}) must be at least 2")
-        for name in ("d_state", "dt_rank"):
+        for name in ("d_state", "groups", "dt_rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be 0 (automatic) or positive")
 

@@ -1,5 +1,6 @@
 """The checkpoint folder: bitwise round trips and clear refusals."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -114,6 +115,16 @@ def test_version_1_takes_the_defaults_of_what_came_later(folder):
     assert load_checkpoint(folder)[0].config.encoder.shared_projections is False
     change_config(folder, version=4)
     with pytest.raises(CheckpointError, match=r"model.encoder lacks shared_projections"):
+        load_checkpoint(folder)
+    of_version_4 = copy.deepcopy(of_version_3)
+    of_version_4["encoder"]["shared_projections"] = False
+    for part in ("encoder", "decoder"):
+        del of_version_4[part]["mixer"]["groups"]
+    change_config(folder, version=4, model=of_version_4)
+    model, _ = load_checkpoint(folder)
+    assert (model.config.encoder.mixer.groups, model.config.decoder.mixer.groups) == (1, 1)
+    change_config(folder, version=5)
+    with pytest.raises(CheckpointError, match=r"model.encoder.mixer lacks groups"):
         load_checkpoint(folder)
     for broken, says in (
         (config["model"] | {"search": 3}, r"model.search \(3\)"),

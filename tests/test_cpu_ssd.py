@@ -34,6 +34,15 @@ def test_values_and_gradients(shape, full, reverse, ragged):
     assert_near(outcome(ssd(reverse=reverse), single(inputs)), expected, BOUND)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_groups(groups, reverse, batch):
+    inputs = make_inputs(batch, 70, 6, 16, 32, groups=groups) | {"lengths": torch.tensor([70, 0, 33])[:batch]}
+    expected = outcome(ssd(reverse=reverse, backend="torch"), inputs)
+    assert_near(outcome(ssd(reverse=reverse), single(inputs)), expected, BOUND)
+
+
 @pytest.mark.parametrize("option", ["D", "delta_bias", "delta_softplus", "initial_state"])
 def test_each_option_alone(option):
     given = make_inputs(2, 40, 2, 16, 16)[option]
@@ -53,9 +62,11 @@ def test_every_instruction_set(level, monkeypatch):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-def test_threads_change_nothing(batch, monkeypatch):
+@pytest.mark.parametrize("groups", [None, 3])
+def test_threads_change_nothing(batch, groups, monkeypatch):
+    """Of six heads, which two and five threads divide within a group and between groups."""
     monkeypatch.setattr(cpu_ssd, "threads_for", lambda work, least: torch.get_num_threads())
-    inputs = single(make_inputs(batch, 70, 3, 16, 16))
+    inputs = single(make_inputs(batch, 70, 6, 16, 16, groups=groups))
     results = on_threads(lambda: outcome(ssd(), inputs))
     for result in results[1:]:
         assert_close(result, results[0], rtol=1e-5, atol=1e-5)

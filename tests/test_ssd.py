@@ -14,14 +14,15 @@ BY_TIME = ("x", "delta", "B", "C")
 RAGGED = torch.tensor([20, 0, 1, 15])
 
 
-def make_inputs(batch=4, time=20, heads=2, head_dim=3, d_state=4, full=True):
-    """Arguments in float64; full: with everything that may be left out except lengths."""
+def make_inputs(batch=4, time=20, heads=2, head_dim=3, d_state=4, full=True, groups=None):
+    """Arguments in float64; full: with everything that may be left out except lengths; groups: None shares B and C."""
+    of_state = (d_state,) if groups is None else (groups, d_state)
     inputs = {
         "x": randn(batch, time, heads, head_dim),
         "delta": randn(batch, time, heads).exp(),
         "A": -randn(heads).exp(),
-        "B": randn(batch, time, d_state),
-        "C": randn(batch, time, d_state),
+        "B": randn(batch, time, *of_state),
+        "C": randn(batch, time, *of_state),
     }
     if full:
         inputs |= {
@@ -46,7 +47,7 @@ def reference(reverse=False):
             return None if tensor is None else tensor.repeat_interleave(x.shape[3], -1)
 
         y, state = selective_scan(
-            x.flatten(2), widen(delta), widen(A).unsqueeze(1).repeat(1, B.shape[2]), B, C, widen(D), None,
+            x.flatten(2), widen(delta), widen(A).unsqueeze(1).repeat(1, B.shape[-1]), B, C, widen(D), None,
             widen(delta_bias), delta_softplus, lengths, None if initial_state is None else initial_state.flatten(1, 2),
             return_last_state=True, reverse=reverse, backend="reference",
         )  # fmt: skip
@@ -64,6 +65,15 @@ def test_equals_selective_scan_with_gradients(chunk_size, reverse, lengths, full
     expected = outcome(reference(reverse), inputs)
     assert len(expected) == 2 + (8 if full else 5)
     assert_close(outcome(ssd(reverse=reverse, chunk_size=chunk_size), inputs), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3, 6])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("full", [False, True])
+def test_groups_equal_selective_scan_with_gradients(groups, reverse, full):
+    inputs = make_inputs(heads=6, full=full, groups=groups) | {"lengths": RAGGED}
+    expected = outcome(reference(reverse), inputs)
+    assert_close(outcome(ssd(reverse=reverse, chunk_size=7), inputs), expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("option", ["D", "delta_bias", "delta_softplus", "initial_state"])
@@ -116,8 +126,9 @@ def test_two_parts_equal_whole(reverse, lengths, border):
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_step_loop_equals_forward(full):
-    inputs = make_inputs(full=full)
+@pytest.mark.parametrize("groups", [None, 1, 2])
+def test_step_loop_equals_forward(full, groups):
+    inputs = make_inputs(heads=4, full=full, groups=groups)
     y, last_state = ssd()(**inputs)
     state, outputs = inputs.pop("initial_state", torch.zeros_like(last_state)), []
     for t in range(20):
@@ -193,7 +204,10 @@ WRONG_SHAPES = [
     ("A", (2, 4)),
     ("B", (2, 4)),
     ("B", (1, 5, 4)),
-    ("B", (2, 5, 1, 4)),
+    ("B", (2, 5, 3, 4)),
+    ("B", (2, 5, 0, 4)),
+    ("B", (2, 4, 1, 4)),
+    ("C", (2, 5, 1, 4)),
     ("C", (2, 5, 3)),
     ("C", (2, 4, 4)),
     ("D", (1,)),

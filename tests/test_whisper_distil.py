@@ -390,7 +390,7 @@ def test_the_command_line(data, tmp_path, capsys):
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.endswith(f"{out / 'encoder.safetensors'}\n")
     config = json.loads((out / "config.json").read_text())
-    assert config["mixer"] == dataclasses.asdict(MixerConfig(expand=1, d_state=8, head_dim=32))
+    assert config["mixer"] == dataclasses.asdict(MixerConfig(expand=1, groups=0, d_state=8, head_dim=32))
     assert main(flags) == 1
     assert f"distil.py: error: {out} is not empty" in capsys.readouterr().err
     assert main([*flags, "--resume", "true", "--teacher", "none.pt"]) == 1

@@ -10,8 +10,9 @@ from torch import nn
 
 from samba_asr.config import EncoderConfig, MixerConfig
 from samba_asr.model.encoder import Encoder
+from samba_asr.ssm.mixer import Mamba2
 from samba_asr.training.whisper.network import build_teacher
-from samba_asr.training.whisper.student import copy_teacher, relative_error, student_config
+from samba_asr.training.whisper.student import copy_attention, copy_teacher, relative_error, student_config
 
 KINDS = ["whisper", "whisper4x", "whisper8x"]
 STRIDE = {"whisper": 1, "whisper4x": 2, "whisper8x": 4}
@@ -91,6 +92,70 @@ def test_without_mixers_the_student_is_stem_and_feed_forward(teacher, subsamplin
     close(states, norm("encoder.ln_post", x))
     for ours, theirs in zip(heard, given, strict=True):
         close(ours, theirs)
+
+
+ATTENTIVE = MixerConfig(expand=1, groups=0)
+
+
+def rescaled(x, z):
+    """Mamba-2's gated norm in float64."""
+    gated = x * z * torch.sigmoid(z)
+    return gated / (gated.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+
+
+@pytest.mark.parametrize("expand", [1, 2])
+@pytest.mark.parametrize("groups", [2, 0])
+@torch.no_grad()
+def test_mixers_start_from_the_attention(expand, groups):
+    """Against a loop over pairs of frames with the attention's own weights: softmax is what is missing."""
+    wide = build_teacher(teacher_weights(D_MODEL=128))
+    config = student_config(wide, dataclasses.replace(ATTENTIVE, expand=expand, groups=groups), "whisper")
+    encoder = Encoder(config)
+    copy_teacher(encoder, wide)
+    x = torch.randn(1, 9, 128)
+    for block, taught in zip(encoder.blocks, wide.encoder.blocks, strict=True):
+        attention = taught.attn.double()
+        asked = attention.query(x.double()) / 8, attention.key(x.double()), attention.value(x.double())
+        query, key, value = (F.silu(each).unflatten(-1, (2, 64)) for each in asked)
+        said = torch.zeros(1, 9, 128, dtype=torch.float64)
+        for mixer, reverse in ((block.mixer.forwards, False), (block.mixer.backwards, True)):
+            mixed = mixer.in_proj(x).double()
+            z, step = mixed[..., : mixer.d_inner], F.softplus(mixed[..., -mixer.heads :] + mixer.dt_bias)
+            order = range(8, -1, -1) if reverse else range(9)
+            heads = torch.zeros(1, 9, mixer.heads, 64, dtype=torch.float64)
+            for head in range(mixer.heads):
+                own, rate = head // expand, -mixer.A_log[head].double().exp()
+                for i, to in enumerate(order):
+                    faded = 0.0
+                    for at in reversed(list(order)[: i + 1]):
+                        score = (query[0, to, own] * key[0, at, own]).sum() * (faded * rate).exp()
+                        heads[0, to, head] += score * step[0, at, head] * value[0, at, own]
+                        faded += step[0, at, head]
+                    heads[0, to, head] += mixer.D[head] * value[0, to, own]
+            normed = rescaled(heads.flatten(2), z).unflatten(-1, (2, expand, 64)).mean(3).flatten(2)
+            said += normed @ attention.out.weight.mT / 2
+        close(block.mixer(x)[0].double(), said, 1e-5)
+
+
+def test_a_mixer_of_other_sizes_does_not_take_an_attention(teacher):
+    mixer = Mamba2(D_MODEL, MIXER)
+    before = mixer.in_proj.weight.clone()
+    with pytest.raises(ValueError, match="1 groups with 64 channels and 8 states a head does not resemble"):
+        copy_attention(mixer, teacher.encoder.blocks[0].attn)
+    assert torch.equal(mixer.in_proj.weight, before)
+    encoder = student(teacher, "whisper")
+    assert not torch.equal(encoder.blocks[0].mixer.forwards.conv1d.weight[:, 0, 0], torch.zeros(D_MODEL + 16))
+
+
+@torch.no_grad()
+def test_shared_projections_start_from_the_attention_once(teacher):
+    encoder = Encoder(student_config(teacher, ATTENTIVE, "whisper", shared_projections=True))
+    copy_teacher(encoder, teacher)
+    mixer, attention = encoder.blocks[0].mixer, teacher.encoder.blocks[0].attn
+    close(mixer.forwards.in_proj.weight[64:128], attention.value.weight)
+    close(mixer.forwards.out_proj.weight, attention.out.weight / 2)
+    for way in (mixer.forwards, mixer.backwards):
+        close(way.conv1d.bias[64:], torch.cat([torch.zeros(64), attention.query.bias / 8]), 1e-6)
 
 
 def test_the_teacher_is_copied_not_shared(teacher):

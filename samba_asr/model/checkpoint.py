@@ -26,6 +26,7 @@ _ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     2: {"search": {"beam_size": 8, "ctc_weight": 0.5}},
     3: {"search": {"length_bonus": 0.0}},
     4: {"encoder": {"shared_projections": False}},
+    5: {"encoder.mixer": {"groups": 1}, "decoder.mixer": {"groups": 1}},
 }
 """Fields that a version of config.json added to a part of the model, with what older checkpoints take for them."""
 
@@ -112,9 +113,17 @@ def _as_of_today(model: Any, version: int) -> Any:
     """Add to a model's config what later versions ask for; what is no config at all stays as it is."""
     for later in range(version + 1, CONFIG_VERSION + 1):
         for part, fields in _ADDED[later].items():
-            if isinstance(model, dict) and isinstance(model.get(part), dict):
-                model = {**model, part: {**fields, **model[part]}}
+            model = _with_fields(model, part.split("."), fields)
     return model
+
+
+def _with_fields(config: Any, part: list[str], fields: Mapping[str, Any]) -> Any:
+    """Add fields to a part of a config, named by the way to it."""
+    if not isinstance(config, dict):
+        return config
+    if not part:
+        return {**fields, **config}
+    return {**config, part[0]: _with_fields(config[part[0]], part[1:], fields)} if part[0] in config else config
 
 
 def _read_model(path: Path, config: ModelConfig) -> SambaASR:

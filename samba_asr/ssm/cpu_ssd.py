@@ -18,7 +18,7 @@ class _Ssd(ctypes.Structure):
     _fields_ = [
         *((n, ctypes.c_void_p) for n in ("x", "delta", "B", "C", "A", "D", "bias", "initial", "lengths")),
         *((n, ctypes.c_void_p) for n in ("y", "last", "kept")),
-        *((n, ctypes.c_int64) for n in ("batch", "time", "heads", "chunks")),
+        *((n, ctypes.c_int64) for n in ("batch", "time", "heads", "groups", "chunks")),
         *((n, ctypes.c_int64) for n in ("x_stride", "delta_stride", "B_stride", "C_stride")),
         *((n, ctypes.c_int) for n in ("head_dim", "states", "softplus", "reverse", "bfloat16")),
     ]
@@ -49,8 +49,8 @@ def cpu_ssd(
     initial_state: Tensor | None,
     reverse: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`samba_asr.ssm.ssd.ssd_scan`, whose checks it relies on. Returns y, of x's type, and the last state,
-    float32."""
+    """As :func:`samba_asr.ssm.ssd.ssd_scan`, whose checks it relies on; B, C: (batch, time, groups, state). Returns y,
+    of x's type, and the last state, float32."""
     kind = x.dtype if all(tensor.dtype == x.dtype for tensor in (delta, B, C)) else torch.float32
     rows = [_in_rows(tensor.to(kind)) for tensor in (x, delta, B, C)]
     small = [None if t is None else t.float().contiguous() for t in (A, D, delta_bias, initial_state)]
@@ -86,9 +86,9 @@ class _CpuSsd(torch.autograd.Function):
         assert kernels is not None
         batch, time, heads, head_dim = x.shape
         y = torch.empty(x.shape, dtype=x.dtype)
-        last, kept = A.new_empty(batch, heads, head_dim, B.shape[2]), None
+        last, kept = A.new_empty(batch, heads, head_dim, B.shape[3]), None
         if gradient:
-            kept = A.new_empty(batch, -(-time // kernels.samba_ssd_chunk()), heads, B.shape[2], head_dim)
+            kept = A.new_empty(batch, -(-time // kernels.samba_ssd_chunk()), heads, B.shape[3], head_dim)
         ssd = _ssd([*tensors, y, last, kept], softplus, reverse)
         kernels.samba_ssd_forward(ctypes.byref(ssd), _threads(x, B), level())
         ctx.save_for_backward(*tensors, kept)
@@ -129,7 +129,7 @@ class _CpuSsd(torch.autograd.Function):
 
 
 def _threads(x: Tensor, B: Tensor) -> int:
-    return threads_for(x.numel() * B.shape[2], 1 << 20)
+    return threads_for(x.numel() * B.shape[3], 1 << 20)
 
 
 def _ssd(tensors: list[Any], softplus: bool, reverse: bool) -> _Ssd:
@@ -137,5 +137,5 @@ def _ssd(tensors: list[Any], softplus: bool, reverse: bool) -> _Ssd:
     batch, time, heads, head_dim = x.shape
     chunks = 0 if kept is None else kept.shape[1]
     strides = (tensor.stride(1) for tensor in (x, delta, B, C))
-    sizes = (head_dim, B.shape[2], softplus, reverse, x.dtype == torch.bfloat16)
-    return _Ssd(*map(pointer, tensors), batch, time, heads, chunks, *strides, *sizes)
+    sizes = (head_dim, B.shape[3], softplus, reverse, x.dtype == torch.bfloat16)
+    return _Ssd(*map(pointer, tensors), batch, time, heads, B.shape[2], chunks, *strides, *sizes)

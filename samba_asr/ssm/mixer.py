@@ -147,7 +147,7 @@ class GatedRMSNorm(nn.Module):
 
 
 class Mamba2(nn.Module):
-    """Mamba-2 mixer (arXiv 2405.21060), one group of B and C."""
+    """Mamba-2 mixer (arXiv 2405.21060)."""
 
     def __init__(self, d_model: int, config: MixerConfig) -> None:
         super().__init__()
@@ -156,7 +156,10 @@ class Mamba2(nn.Module):
         if self.d_inner % self.head_dim:
             raise ValueError(f"head_dim ({self.head_dim}) must divide expand * d_model ({self.d_inner})")
         self.heads = self.d_inner // self.head_dim
-        self.d_conv_channels = self.d_inner + 2 * self.d_state
+        self.groups = config.groups or self.heads
+        if self.heads % self.groups:
+            raise ValueError(f"groups ({self.groups}) must divide the number of heads ({self.heads})")
+        self.d_conv_channels = self.d_inner + 2 * self.groups * self.d_state
         self.in_proj = nn.Linear(d_model, self.d_inner + self.d_conv_channels + self.heads, bias=False)
         self.conv1d = nn.Conv1d(self.d_conv_channels, self.d_conv_channels, config.d_conv, groups=self.d_conv_channels)
         self.dt_bias = nn.Parameter(_initial_delta_bias(self.heads))
@@ -186,9 +189,9 @@ class Mamba2(nn.Module):
         state = state or self.initial_state(len(projected))
         z, mixed, delta = self._split(projected)
         mixed, conv = causal_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)
-        x, B, C = mixed.split([self.d_inner, self.d_state, self.d_state], -1)
+        x, B, C = self._selection(mixed)
         y, ssm = ssd_scan(
-            x.unflatten(-1, (self.heads, self.head_dim)),
+            x,
             delta,
             _decay_rates(self.A_log),
             B,
@@ -208,14 +211,22 @@ class Mamba2(nn.Module):
         """As :meth:`Mamba.step`."""
         z, mixed, delta = self._split(self.in_proj(x))
         mixed, conv = causal_conv1d_step(mixed, self.conv1d.weight, self.conv1d.bias, state.conv)
-        x, B, C = mixed.split([self.d_inner, self.d_state, self.d_state], -1)
-        x, A = x.unflatten(-1, (self.heads, self.head_dim)), _decay_rates(self.A_log)
-        y, ssm = ssd_step(x, delta, A, B, C, state.ssm, self.D, self.dt_bias, delta_softplus=True)
+        x, B, C = self._selection(mixed)
+        y, ssm = ssd_step(
+            x, delta, _decay_rates(self.A_log), B, C, state.ssm, self.D, self.dt_bias, delta_softplus=True
+        )
         return self.out_proj(self.norm(y.flatten(-2), z)), MixerState(conv, ssm)
 
     def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, mixed, delta = projected.split([self.d_inner, self.d_conv_channels, self.heads], -1)
         return z, mixed, delta
+
+    def _selection(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return x (..., heads, head_dim), B and C (..., groups, state), without the groups where there is one."""
+        x, B, C = mixed.split([self.d_inner, self.groups * self.d_state, self.groups * self.d_state], -1)
+        if self.groups > 1:
+            B, C = (tensor.unflatten(-1, (self.groups, self.d_state)) for tensor in (B, C))
+        return x.unflatten(-1, (self.heads, self.head_dim)), B, C
 
 
 Mixer = Mamba | Mamba2

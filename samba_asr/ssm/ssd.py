@@ -35,7 +35,8 @@ def ssd_scan(
     """Run the SSD scan over a batch of sequences.
 
     x: (batch, time, heads, head_dim); delta: (batch, time, heads); A, D, delta_bias: (heads,), A negative; B, C:
-    (batch, time, state), shared by all heads; lengths: (batch,) int64; initial_state: (batch, heads, head_dim, state).
+    (batch, time, state), shared by all heads, or (batch, time, groups, state), each by heads / groups neighbouring
+    ones; lengths: (batch,) int64; initial_state: (batch, heads, head_dim, state).
 
     Padding, ``reverse`` and precision are as in :func:`samba_asr.ssm.scan.selective_scan`. ``chunk_size`` (frames)
     changes the torch backend's speed, never values. backend: auto takes native kernels for float32 and bfloat16 on a
@@ -48,7 +49,8 @@ def ssd_scan(
     check_lengths(lengths, *x.shape[:2])
     if chunk_size < 1:
         raise ValueError(f"chunk_size ({chunk_size}) must be positive")
-    if backend != "torch" and available(x, B.shape[2], delta, A, B, C, D, delta_bias, lengths, initial_state):
+    B, C = _grouped(B), _grouped(C)
+    if backend != "torch" and available(x, B.shape[3], delta, A, B, C, D, delta_bias, lengths, initial_state):
         y, state = cpu_ssd(x, delta, A, B, C, D, delta_bias, delta_softplus, lengths, initial_state, reverse)
         return (y, state) if return_last_state else y
     compute = recurrence_type(x)
@@ -60,7 +62,7 @@ def ssd_scan(
             state = x_.new_zeros(batch, B.shape[-1], heads, head_dim)
         else:
             state = initial_state.to(compute).permute(0, 3, 1, 2)  # (batch, state, heads, head_dim)
-        y, state = _chunked(x_, step, A.to(compute), B_, C_, state, reverse, min(chunk_size, max(time, 1)))
+        y, state = _by_group(x_, step, step * A.to(compute), B_, C_, state, reverse, min(chunk_size, max(time, 1)))
         if D is not None:
             y = y + x_ * D.to(compute).unsqueeze(-1)
         y = y.to(x.dtype)
@@ -78,17 +80,18 @@ def ssd_step(
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Advance one frame: x (batch, heads, head_dim), delta (batch, heads), B, C (batch, state), state (batch, heads,
-    head_dim, state). Returns y (batch, heads, head_dim) and the new state."""
+    """Advance one frame: x (batch, heads, head_dim), delta (batch, heads), B, C (batch, state) or (batch, groups,
+    state), state (batch, heads, head_dim, state). Returns y (batch, heads, head_dim) and the new state."""
     _check(x.unsqueeze(1), delta.unsqueeze(1), A, B.unsqueeze(1), C.unsqueeze(1), D, delta_bias, state)
     compute = recurrence_type(x)
     with torch.autocast(x.device.type, enabled=False):
         x_, B_, C_ = (tensor.to(compute) for tensor in (x, B, C))
+        B_, C_ = (_for_heads(tensor, x.shape[1]) for tensor in (B_, C_))
         step = step_size(delta.to(compute), delta_bias, delta_softplus)
         decay = torch.exp(step * A.to(compute))[..., None, None]
         driven = (step.unsqueeze(-1) * x_).unsqueeze(-1)
-        state = decay * state.to(compute) + driven * B_[:, None, None]  # addcmul takes ten times as long on a CPU
-        y = (state * C_[:, None, None]).sum(-1)  # a product of many small matrices is slower
+        state = decay * state.to(compute) + driven * B_  # addcmul takes ten times as long on a CPU
+        y = (state * C_).sum(-1)  # a product of many small matrices is slower
         if D is not None:
             y = y + x_ * D.to(compute).unsqueeze(-1)
     return y.to(x.dtype), state
@@ -107,8 +110,12 @@ def _check(
     if x.dim() != 4:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, time, heads, head_dim)")
     batch, time, heads, head_dim = x.shape
-    if B.dim() != 3 or tuple(B.shape[:2]) != (batch, time):
-        raise ValueError(f"B has shape {tuple(B.shape)}, expected ({batch}, {time}, state)")
+    if B.dim() not in (3, 4) or tuple(B.shape[:2]) != (batch, time):
+        expected = f"({batch}, {time}, state) or ({batch}, {time}, groups, state)"
+        raise ValueError(f"B has shape {tuple(B.shape)}, expected {expected}")
+    if B.dim() == 4 and (not B.shape[2] or heads % B.shape[2]):
+        expected = f"({batch}, {time}, groups, state)"
+        raise ValueError(f"B has shape {tuple(B.shape)}, expected {expected} with groups dividing the {heads} heads")
     check_shapes(
         {
             "delta": (delta, (batch, time, heads)),
@@ -116,22 +123,55 @@ def _check(
             "C": (C, B.shape),
             "D": (D, (heads,)),
             "delta_bias": (delta_bias, (heads,)),
-            "initial_state": (initial_state, (batch, heads, head_dim, B.shape[2])),
+            "initial_state": (initial_state, (batch, heads, head_dim, B.shape[-1])),
         }
     )
 
 
-def _chunked(
-    x: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool, chunk: int
+def _grouped(tensor: Tensor) -> Tensor:
+    """(batch, time, state) to (batch, time, 1, state)."""
+    return tensor.unsqueeze(2) if tensor.dim() == 3 else tensor
+
+
+def _for_heads(tensor: Tensor, heads: int) -> Tensor:
+    """(batch, state) or (batch, groups, state) to (batch, 1 or heads, 1, state)."""
+    if tensor.dim() == 3:
+        return tensor.repeat_interleave(heads // tensor.shape[1], 1).unsqueeze(2)
+    return tensor[:, None, None]
+
+
+def _by_group(
+    x: Tensor, delta: Tensor, log_step: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """x (batch, time, heads, head_dim), state (batch, state, heads, head_dim); padding has delta = 0."""
+    """B, C (batch, time, groups, state); the rest as in :func:`_chunked`, for which each group is a sequence."""
+    batch, groups = x.shape[0], B.shape[2]
+
+    def fold(tensor: Tensor) -> Tensor:
+        grouped: Tensor = tensor.unflatten(2, (groups, -1))
+        return grouped.transpose(1, 2).flatten(0, 1)
+
+    def unfold(tensor: Tensor) -> Tensor:
+        grouped: Tensor = tensor.unflatten(0, (batch, groups))
+        return grouped.transpose(1, 2).flatten(2, 3)
+
+    B, C = (tensor.transpose(1, 2).flatten(0, 1) for tensor in (B, C))
+    y, state = _chunked(fold(x), fold(delta), fold(log_step), B, C, fold(state), reverse, chunk)
+    return unfold(y), unfold(state)
+
+
+def _chunked(
+    x: Tensor, delta: Tensor, log_step: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """x (batch, time, heads, head_dim), log_step (batch, time, heads): each frame's log decay, state (batch, state,
+    heads, head_dim); padding has delta = 0."""
     time = x.shape[1]
-    x, delta, B, C = (_split(tensor, chunk) for tensor in (x, delta, B, C))  # (batch, chunks, chunk, ...)
-    # Log decay from a chunk's entry up to and including each frame: a running sum, from the right if reversed.
-    log_decay = (delta * A).cumsum(2)
+    x, delta, log_step, B, C = (_split(tensor, chunk) for tensor in (x, delta, log_step, B, C))
+    # (batch, chunks, chunk, ...). Log decay from a chunk's entry up to and including each frame: a running sum, from
+    # the right if reversed.
+    log_decay = log_step.cumsum(2)
     total = log_decay[:, :, -1]  # (batch, chunks, heads)
     if reverse:
-        log_decay = total.unsqueeze(2) - log_decay + delta * A
+        log_decay = total.unsqueeze(2) - log_decay + log_step
     driven = x * delta.unsqueeze(-1)
 
     y = _within(driven, log_decay, B, C, reverse)

@@ -58,7 +58,7 @@ struct Ssd {
   const int64_t* lengths;
   void* y;                            // as x, rows heads * head_dim apart
   float *last, *kept;                 // kept: (batch, chunks, heads, states, head_dim)
-  int64_t batch, time, heads, chunks, x_stride, delta_stride, B_stride, C_stride;
+  int64_t batch, time, heads, groups, chunks, x_stride, delta_stride, B_stride, C_stride;
   int head_dim, states, softplus, reverse, bfloat16;
 };
 
@@ -66,7 +66,7 @@ struct SsdGradients {
   const void* y;
   const float* last;
   void* x;
-  float *delta, *B, *C;               // B and C (parts, ...)
+  float *delta, *B, *C;               // B and C (parts, ...), zeros at first
   float *A, *D, *bias, *initial;      // (batch, ...)
 };
 
@@ -255,7 +255,7 @@ void samba_ssd_forward(const Ssd* s, int threads, int level) {
 // g->B and g->C hold `parts` gradients each, to be added up.
 void samba_ssd_backward(const Ssd* s, const SsdGradients* g, int64_t parts, int threads, int level) {
   const auto kernel = PICK(level, ssd_backward_range);
-  const int64_t share = s->batch * s->time * s->states;
+  const int64_t share = s->batch * s->time * s->groups * s->states;
   for_heads(*s, parts, threads, [&](int64_t sequence, int64_t part, int first, int end) {
     kernel(*s, *g, sequence, first, end, g->B + part * share, g->C + part * share);
   });

@@ -156,8 +156,18 @@ struct SsdWork {
         carried(x), state(s.states * s.head_dim), scaled(x) {}
 };
 
+// B, C, B transposed, and C Bᵀ of one group of heads in one chunk.
+static void ssd_read_group(const Ssd& s, int64_t sequence, int64_t length, int64_t first, int count, int group,
+                           SsdWork& w) {
+  const int N = s.states;
+  gather_rows(s, s.B, s.B_stride, group * N, sequence, length, first, count, N, w.B.data());
+  gather_rows(s, s.C, s.C_stride, group * N, sequence, length, first, count, N, w.C.data());
+  transpose(w.B.data(), kSteps, N, w.turned.data());
+  product(kFull, w.C.data(), N, w.turned.data(), kSteps, w.scores.data(), kSteps, kSteps, kSteps, N, false);
+}
+
 static void ssd_forward_range(const Ssd& s, int64_t sequence, int first_head, int end_head) {
-  const int N = s.states, P = s.head_dim, heads = end_head - first_head;
+  const int N = s.states, P = s.head_dim, heads = end_head - first_head, per_group = static_cast<int>(s.heads / s.groups);
   const int64_t length = s.lengths ? s.lengths[sequence] : s.time, row = s.heads * P;
   SsdWork w(s);
   std::vector<float> states(static_cast<size_t>(heads) * N * P);
@@ -166,12 +176,9 @@ static void ssd_forward_range(const Ssd& s, int64_t sequence, int first_head, in
   Decays d;
   for (int64_t first = 0; first < length; first += kSteps) {
     const int count = static_cast<int>(std::min<int64_t>(kSteps, length - first));
-    gather_rows(s, s.B, s.B_stride, 0, sequence, length, first, count, N, w.B.data());
-    gather_rows(s, s.C, s.C_stride, 0, sequence, length, first, count, N, w.C.data());
-    transpose(w.B.data(), kSteps, N, w.turned.data());
-    product(kFull, w.C.data(), N, w.turned.data(), kSteps, w.scores.data(), kSteps, kSteps, kSteps, N, false);
     for (int h = 0; h < heads; ++h) {
       const int head = first_head + h;
+      if (h == 0 || head % per_group == 0) ssd_read_group(s, sequence, length, first, count, head / per_group, w);
       float* state = &states[h * N * P];
       if (s.kept) memcpy(s.kept + (((sequence * s.chunks + first / kSteps) * s.heads) + head) * N * P, state,
                          sizeof(float) * N * P);
@@ -202,7 +209,7 @@ static void ssd_forward_range(const Ssd& s, int64_t sequence, int first_head, in
 
 static void ssd_backward_range(const Ssd& s, const SsdGradients& g, int64_t sequence, int first_head, int end_head,
                                float* dB_all, float* dC_all) {
-  const int N = s.states, P = s.head_dim, heads = end_head - first_head;
+  const int N = s.states, P = s.head_dim, heads = end_head - first_head, per_group = static_cast<int>(s.heads / s.groups);
   const int64_t length = s.lengths ? s.lengths[sequence] : s.time, row = s.heads * P;
   SsdWork w(s);
   std::vector<float> dstates(static_cast<size_t>(heads) * N * P), dB(kSteps * N), dC(dB), C_turned(dB);
@@ -216,16 +223,15 @@ static void ssd_backward_range(const Ssd& s, const SsdGradients& g, int64_t sequ
   for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
     const int64_t first = chunk * kSteps;
     const int count = static_cast<int>(std::min<int64_t>(kSteps, length - first));
-    gather_rows(s, s.B, s.B_stride, 0, sequence, length, first, count, N, w.B.data());
-    gather_rows(s, s.C, s.C_stride, 0, sequence, length, first, count, N, w.C.data());
-    transpose(w.B.data(), kSteps, N, w.turned.data());
-    transpose(w.C.data(), kSteps, N, C_turned.data());
-    product(kFull, w.C.data(), N, w.turned.data(), kSteps, w.scores.data(), kSteps, kSteps, kSteps, N, false);
-    std::fill(dscores.begin(), dscores.end(), 0.0f);
-    std::fill(dB.begin(), dB.end(), 0.0f);
-    std::fill(dC.begin(), dC.end(), 0.0f);
     for (int h = 0; h < heads; ++h) {
-      const int head = first_head + h;
+      const int head = first_head + h, group = head / per_group;
+      if (h == 0 || head % per_group == 0) {
+        ssd_read_group(s, sequence, length, first, count, group, w);
+        transpose(w.C.data(), kSteps, N, C_turned.data());
+        std::fill(dscores.begin(), dscores.end(), 0.0f);
+        std::fill(dB.begin(), dB.end(), 0.0f);
+        std::fill(dC.begin(), dC.end(), 0.0f);
+      }
       const float* state = s.kept + (((sequence * s.chunks + chunk) * s.heads) + head) * N * P;
       float* dstate = &dstates[h * N * P];
       gather_rows(s, s.x, s.x_stride, head * P, sequence, length, first, count, P, w.x.data());
@@ -296,14 +302,17 @@ static void ssd_backward_range(const Ssd& s, const SsdGradients& g, int64_t sequ
         g.delta[(sequence * s.time + frame) * s.heads + head] = draw;
       }
       dD[h] += skip_sum;
-    }
-    product(kLower, dscores.data(), kSteps, w.B.data(), N, dC.data(), N, kSteps, N, kSteps, true);
-    transpose(dscores.data(), kSteps, kSteps, matrix_turned.data());
-    product(kUpper, matrix_turned.data(), kSteps, w.C.data(), N, dB.data(), N, kSteps, N, kSteps, true);
-    for (int i = 0; i < count; ++i) {
-      const int64_t frame = s.reverse ? length - 1 - first - i : first + i;
-      memcpy(dB_all + (sequence * s.time + frame) * N, &dB[i * N], sizeof(float) * N);
-      memcpy(dC_all + (sequence * s.time + frame) * N, &dC[i * N], sizeof(float) * N);
+
+      if (h + 1 < heads && (head + 1) % per_group) continue;  // the group goes on
+      product(kLower, dscores.data(), kSteps, w.B.data(), N, dC.data(), N, kSteps, N, kSteps, true);
+      transpose(dscores.data(), kSteps, kSteps, matrix_turned.data());
+      product(kUpper, matrix_turned.data(), kSteps, w.C.data(), N, dB.data(), N, kSteps, N, kSteps, true);
+      for (int i = 0; i < count; ++i) {
+        const int64_t frame = s.reverse ? length - 1 - first - i : first + i;
+        const int64_t at = ((sequence * s.time + frame) * s.groups + group) * N;
+        memcpy(dB_all + at, &dB[i * N], sizeof(float) * N);
+        memcpy(dC_all + at, &dC[i * N], sizeof(float) * N);
+      }
     }
   }
   for (int h = 0; h < heads; ++h) {
@@ -314,9 +323,6 @@ static void ssd_backward_range(const Ssd& s, const SsdGradients& g, int64_t sequ
     g.bias[at] = static_cast<float>(dbias[h]);
   }
   fill_padding(s, g.x, row, first_head * P, end_head * P, sequence, length);
-  for (int64_t t = length; t < s.time; ++t) {
+  for (int64_t t = length; t < s.time; ++t)
     for (int head = first_head; head < end_head; ++head) g.delta[(sequence * s.time + t) * s.heads + head] = 0.0f;
-    std::fill_n(dB_all + (sequence * s.time + t) * N, N, 0.0f);
-    std::fill_n(dC_all + (sequence * s.time + t) * N, N, 0.0f);
-  }
 }

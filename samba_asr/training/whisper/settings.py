@@ -20,8 +20,9 @@ class DistilConfig:
     """Manifests of the development sets."""
     teacher_tokenizer: str | None = None
     """The teacher's tokenizer.json: validations then print word error rates through the teacher's own decoder."""
-    mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1))
-    """What takes the attention's place, once for each direction."""
+    mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1, groups=0))
+    """What takes the attention's place, once for each direction; a mamba2 with a head of 64 channels and 64 states and
+    a group for each of the teacher's heads starts from its keys, queries and values."""
     subsampling: Literal["whisper", "whisper4x", "whisper8x"] = "whisper4x"
     """whisper: a state each 20 ms, as the teacher; whisper4x: each 40 ms, the teacher's every second one, at half the
     cost; whisper8x: each 80 ms, every fourth one."""

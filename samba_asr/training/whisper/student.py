@@ -5,7 +5,8 @@ from torch import Tensor
 
 from samba_asr.config import EncoderConfig, FeatureConfig, MixerConfig, ModelConfig, Subsampling
 from samba_asr.model.encoder import Encoder, EncoderBlock
-from samba_asr.training.whisper.network import Block, Teacher
+from samba_asr.ssm.mixer import Mamba2
+from samba_asr.training.whisper.network import HEAD_DIM, Attention, Block, Teacher
 
 STRIDES = {"whisper": 1, "whisper4x": 2, "whisper8x": 4}
 """Teacher's states for one of the student's, by the student's subsampling."""
@@ -32,18 +33,66 @@ def student_config(
 
 @torch.no_grad()
 def copy_teacher(encoder: Encoder, teacher: Teacher) -> None:
-    """Copy the teacher's stem, norms and feed-forward layers into a student of the same sizes."""
+    """Copy the teacher's stem, norms and feed-forward layers into a student of the same sizes, and its attention into
+    mixers that have a head and a group for each of its heads."""
     source = teacher.encoder
     for name in ("conv1", "conv2"):
         encoder.subsampling.get_submodule(name).load_state_dict(source.get_submodule(name).state_dict())
     for block, taught in zip(encoder.blocks, source.blocks, strict=True):
         assert isinstance(block, EncoderBlock) and isinstance(taught, Block) and block.ff is not None
         block.norm.load_state_dict(taught.attn_ln.state_dict())
+        for mixer in (block.mixer.forwards, block.mixer.backwards):
+            if isinstance(mixer, Mamba2) and resembles(mixer, taught.attn):
+                copy_attention(mixer, taught.attn)
         norm, wide, _, _, narrow = block.ff
         norm.load_state_dict(taught.mlp_ln.state_dict())
         wide.load_state_dict(taught.mlp[0].state_dict())
         narrow.load_state_dict(taught.mlp[2].state_dict())
     encoder.norm.load_state_dict(source.ln_post.state_dict())
+
+
+def resembles(mixer: Mamba2, attention: Attention) -> bool:
+    """Return whether a mixer has one head or more, and a group of B and C, for each head of an attention."""
+    one_for_each = mixer.groups % attention.heads == 0  # groups divide heads
+    return one_for_each and mixer.head_dim == mixer.d_state == HEAD_DIM
+
+
+@torch.no_grad()
+def copy_attention(mixer: Mamba2, attention: Attention) -> None:
+    """Start a mixer from an attention layer: x, B and C are its values, keys and queries, and the convolution passes
+    them on (MOHAWK, arXiv 2408.10189; Mamba in the Llama, arXiv 2408.15237). What it says is shared out to the two
+    directions and to the heads that stand for one of its own. Steps, decays and gates stay as they are.
+
+    Raises ValueError for a mixer that does not resemble the attention.
+    """
+    if not resembles(mixer, attention):
+        raise ValueError(
+            f"a mixer of {mixer.groups} groups with {mixer.head_dim} channels and {mixer.d_state} states a head does "
+            f"not resemble an attention of {attention.heads} heads of {HEAD_DIM}"
+        )
+
+    def rows(tensor: Tensor, count: int) -> Tensor:
+        """Those of each head, once for each of the heads or groups that stand for it."""
+        heads: Tensor = tensor.unflatten(0, (attention.heads, HEAD_DIM))
+        return heads.repeat_interleave(count // attention.heads, 0).flatten(0, 1)
+
+    inner, states = mixer.d_inner, mixer.groups * mixer.d_state
+    scale = HEAD_DIM**-0.5  # of the scores, shared between queries and keys
+    parts = [
+        (attention.value.weight, attention.value.bias, mixer.heads, 1.0),
+        (attention.key.weight, torch.zeros_like(attention.query.bias), mixer.groups, 1.0),
+        (attention.query.weight, attention.query.bias, mixer.groups, scale),
+    ]
+    weight = torch.cat([rows(weight * factor, count) for weight, _, count, factor in parts])
+    bias = torch.cat([rows(bias * factor, count) for _, bias, count, factor in parts])
+    if hasattr(mixer, "in_proj"):
+        mixer.in_proj.weight[inner : 2 * inner + 2 * states] = weight
+        copies = 2 * mixer.heads // attention.heads
+        mixer.out_proj.weight.copy_(rows(attention.out.weight.mT, mixer.heads).mT / copies)
+    mixer.conv1d.weight.zero_()
+    mixer.conv1d.weight[:, 0, -1] = 1.0
+    assert mixer.conv1d.bias is not None
+    mixer.conv1d.bias.copy_(bias)
 
 
 def relative_error(said: Tensor, target: Tensor, lengths: Tensor) -> Tensor:
