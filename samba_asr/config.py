@@ -123,13 +123,24 @@ class EncoderConfig:
     """The mixer, once for each direction."""
     shared_projections: bool = False
     """The two directions share their first and last projection, which halves their cost."""
+    ungrouped_layers: int = 0
+    """The last blocks, whose mixers have one group of B and C whatever mixer.groups says."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "n_layers", "subsampling_channels")
+        if not 0 <= self.ungrouped_layers <= self.n_layers:
+            raise ValueError(
+                f"ungrouped_layers ({self.ungrouped_layers}) must be between 0 and n_layers ({self.n_layers})"
+            )
         _check_choice("subsampling", self.subsampling, Subsampling)
         _check_probability(self, "dropout", "drop_path")
         if self.d_ff < 0:
             raise ValueError(f"d_ff ({self.d_ff}) must be 0 (none) or positive")
+
+    def mixer_of(self, layer: int) -> MixerConfig:
+        """Return the mixer of a block, counted from 0."""
+        grouped = layer < self.n_layers - self.ungrouped_layers
+        return self.mixer if grouped else dataclasses.replace(self.mixer, groups=1)
 
     @property
     def subsampling_factor(self) -> int:
@@ -208,6 +219,9 @@ class ModelConfig:
             d_inner = mixer.expand * self.d_model
             if mixer.kind == "mamba2" and d_inner % mixer.head_dim:
                 raise ValueError(f"{part}.mixer.head_dim ({mixer.head_dim}) must divide expand * d_model ({d_inner})")
+            heads = d_inner // mixer.head_dim
+            if mixer.kind == "mamba2" and mixer.groups and heads % mixer.groups:
+                raise ValueError(f"{part}.mixer.groups ({mixer.groups}) must divide the number of heads ({heads})")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and numbers, for JSON."""

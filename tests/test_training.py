@@ -24,6 +24,7 @@ from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training import run as training_run
+from samba_asr.training import start as training_start
 from samba_asr.training.callbacks import list_checkpoints, read_metrics
 from samba_asr.training.config import (
     DataConfig,
@@ -254,7 +255,7 @@ def test_new_blocks_pass_states_on_at_first_and_learn_while_the_others_are_froze
     tuning = EncoderTuningConfig(weights=str(weights), new_blocks=2, frozen_steps=1_000)
     config = dataclasses.replace(tuned(corpus), model=model, encoder=tuning)
     grown = SambaASR(model).eval()
-    training_run._load_encoder(grown, config)
+    training_start.load_encoder(grown, config)
     assert len(grown.encoder.blocks) == 3
     waveforms, lengths = torch.randn(2, 16_000), torch.tensor([16_000, 9_000])
     assert torch.equal(grown.encode(waveforms, lengths)[0], start.encode(waveforms, lengths)[0])
@@ -278,7 +279,7 @@ def test_weights_and_a_checkpoint_are_mixed(corpus, tmp_path):
     config = dataclasses.replace(config, model=model, encoder=tuning, init_from=str(tmp_path / "before"))
     mixed = SambaASR(model)
     mixed.load_state_dict(before.state_dict())
-    training_run._load_encoder(mixed, config)
+    training_start.load_encoder(mixed, config)
     for name, value in mixed.state_dict().items():
         old, other = before.state_dict()[name], distilled.state_dict().get(name.removeprefix("encoder."))
         kept = other is None or name.startswith("encoder.norm.") or not name.startswith("encoder.")
@@ -287,6 +288,33 @@ def test_weights_and_a_checkpoint_are_mixed(corpus, tmp_path):
         dataclasses.replace(config, init_from=None)
     with pytest.raises(ValueError, match=r"weights_share \(0\)"):
         EncoderTuningConfig(weights_share=0)
+
+
+def test_a_distilled_encoder_of_other_mixers_takes_the_place_of_a_checkpoint_s(corpus, tmp_path):
+    config = tuned(corpus)
+    mixer = dataclasses.replace(config.model.encoder.mixer, groups=0)
+    shipped = dataclasses.replace(config.model, encoder=dataclasses.replace(config.model.encoder, n_layers=2))
+    encoder = dataclasses.replace(shipped.encoder, mixer=mixer, ungrouped_layers=1)
+    grouped = dataclasses.replace(shipped, encoder=encoder)
+    assert [block.mixer.forwards.groups > 1 for block in SambaASR(grouped).encoder.blocks] == [True, False]
+    torch.manual_seed(5)
+    before, distilled = SambaASR(shipped), SambaASR(grouped).encoder
+    weights = {name: value for name, value in distilled.state_dict().items() if not name.startswith("blocks.1.")}
+    save_file(weights, tmp_path / "encoder.safetensors")
+    tokenizer = Tokenizer.load(config.data.tokenizer)
+    save_checkpoint(tmp_path / "before", before, tokenizer, "")
+    tuning = EncoderTuningConfig(weights=str(tmp_path / "encoder.safetensors"), new_blocks=1)
+    config = dataclasses.replace(config, model=grouped, encoder=tuning, init_from=str(tmp_path / "before"))
+    model = SambaASR(grouped)
+    training_start.load_initial(model, config.init_from, config, tokenizer)
+    training_start.load_encoder(model, config)
+    for name, value in model.state_dict().items():
+        of_encoder = name.startswith(("encoder.subsampling.", "encoder.blocks.0."))
+        source = weights[name.removeprefix("encoder.")] if of_encoder else before.state_dict()[name]
+        assert torch.equal(value, source), name
+    alone = dataclasses.replace(config, encoder=EncoderTuningConfig())
+    with pytest.raises(ValueError, match=r"model.encoder.mixer.groups was 1 and is now 0; .*ungrouped_layers was 0"):
+        training_start.load_initial(model, config.init_from, alone, tokenizer)
 
 
 def test_new_blocks_learn_at_the_full_rate_and_a_thawed_encoder_warms_up(corpus, monkeypatch):

@@ -26,7 +26,7 @@ _ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     2: {"search": {"beam_size": 8, "ctc_weight": 0.5}},
     3: {"search": {"length_bonus": 0.0}},
     4: {"encoder": {"shared_projections": False}},
-    5: {"encoder.mixer": {"groups": 1}, "decoder.mixer": {"groups": 1}},
+    5: {"encoder.mixer": {"groups": 1}, "decoder.mixer": {"groups": 1}, "encoder": {"ungrouped_layers": 0}},
 }
 """Fields that a version of config.json added to a part of the model, with what older checkpoints take for them."""
 

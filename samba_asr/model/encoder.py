@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from samba_asr.config import ModelConfig
+from samba_asr.config import MixerConfig, ModelConfig
 from samba_asr.model.feedforward import FeedForward, ResidualDrop
 from samba_asr.model.subsampling import build_subsampling
 from samba_asr.ssm.mixer import BidirectionalMixer
@@ -13,11 +13,11 @@ from samba_asr.ssm.padding import mask_padding
 class EncoderBlock(nn.Module):
     """Pre-norm bidirectional mixer and, if d_ff, a feed-forward, each on a residual branch."""
 
-    def __init__(self, config: ModelConfig, drop_path: float) -> None:
+    def __init__(self, config: ModelConfig, mixer: MixerConfig, drop_path: float) -> None:
         super().__init__()
         encoder = config.encoder
         self.norm = nn.LayerNorm(config.d_model)
-        self.mixer = BidirectionalMixer(config.d_model, encoder.mixer, encoder.shared_projections)
+        self.mixer = BidirectionalMixer(config.d_model, mixer, encoder.shared_projections)
         self.ff = FeedForward(config.d_model, encoder.d_ff, encoder.dropout) if encoder.d_ff else None
         self.drop = ResidualDrop(encoder.dropout, drop_path)
 
@@ -47,7 +47,8 @@ class Encoder(nn.Module):
         n_layers = config.encoder.n_layers
         self.subsampling = build_subsampling(config)
         self.blocks = nn.ModuleList(
-            EncoderBlock(config, config.encoder.drop_path * i / max(n_layers - 1, 1)) for i in range(n_layers)
+            EncoderBlock(config, config.encoder.mixer_of(i), config.encoder.drop_path * i / max(n_layers - 1, 1))
+            for i in range(n_layers)
         )
         self.norm = nn.LayerNorm(config.d_model)
 

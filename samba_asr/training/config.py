@@ -263,7 +263,8 @@ class TrainingConfig:
     """decoder.safetensors to start the decoder from, made by recipes/whisper_to_samba/distil_decoder.py for the
     same tokenizer; None: random, or init_from's."""
     init_from: str | None = None
-    """Checkpoint folder whose weights the run starts from (same shapes, same tokenizer)."""
+    """Checkpoint folder whose weights the run starts from (same shapes, same tokenizer); with encoder.weights, whose
+    encoder takes the place of its own but for the new blocks, the mixers there may differ."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "validate_every", "checkpoint_every", "average_last"):

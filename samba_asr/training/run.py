@@ -14,13 +14,10 @@ import numpy as np
 import torch
 import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from samba_asr.model.asr import SambaASR
-from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
-from samba_asr.model.encoder import EncoderBlock
+from samba_asr.model.checkpoint import save_checkpoint
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.averaging import average_states
@@ -46,7 +43,8 @@ from samba_asr.training.data import (
     select_utterances,
 )
 from samba_asr.training.module import DevScores, TrainingModule
-from samba_asr.training.resume import check_folder, check_same_run, differences, read_checkpoint, tokenizer_hash
+from samba_asr.training.resume import check_folder, check_same_run, read_checkpoint
+from samba_asr.training.start import load_decoder, load_encoder, load_initial
 from samba_asr.training.text import TextBatches, read_sentences
 from samba_asr.training.whisper.matching import StateMatching
 
@@ -87,11 +85,11 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     torch.manual_seed(config.seed)
     model = SambaASR(config.model)
     if last is None and config.init_from is not None:
-        _load_initial(model, config.init_from, config, tokenizer)
+        load_initial(model, config.init_from, config, tokenizer)
     if last is None and config.encoder.weights is not None:
-        _load_encoder(model, config)
+        load_encoder(model, config)
     if last is None and config.decoder_weights is not None:
-        _load_decoder(model, config.decoder_weights, config, tokenizer)
+        load_decoder(model, config.decoder_weights, config, tokenizer)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
     matching = _matching(config, train_set)
@@ -212,71 +210,6 @@ def _text(config: TrainingConfig, tokenizer: Tokenizer) -> TextBatches | None:
     sentences = read_sentences(config.text.files, tokenizer, unwanted, config.data.text_form)
     log.info("text: %d sentences, %d tokens", len(sentences), sum(map(len, sentences)))
     return TextBatches(sentences, config.text.tokens, config.seed)
-
-
-def _load_initial(model: SambaASR, folder: str, config: TrainingConfig, tokenizer: Tokenizer) -> None:
-    initial, its_tokenizer = load_checkpoint(folder)
-    if its_tokenizer.model_proto != tokenizer.model_proto:
-        raise ValueError(
-            f"init_from: {folder} has another tokenizer than data.tokenizer ({config.data.tokenizer}); "
-            f"use {Path(folder) / 'tokenizer.model'}"
-        )
-    another = f"init_from: {folder} is another model than the configured one: "
-    changes = list(differences("model", initial.config.to_dict(), config.model.to_dict()))
-    if changes:
-        raise ValueError(another + "; ".join(changes))
-    try:
-        model.load_state_dict(initial.state_dict())
-    except RuntimeError as error:
-        raise ValueError(another + str(error)) from error
-
-
-def _load_encoder(model: SambaASR, config: TrainingConfig) -> None:
-    """Load the weights that distil.py wrote into all but the last blocks, which begin by adding nothing.
-
-    With init_from, whose weights the model has by now, those blocks and the last norm stay as they are.
-    """
-    path, share = config.encoder.weights, config.encoder.weights_share
-    assert path is not None
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"encoder.weights: {path} does not exist; make it with distil.py")
-    blocks = list(model.encoder.blocks)
-    first_new = len(blocks) - config.encoder.new_blocks
-    try:
-        weights = load_file(path)
-        model.encoder.blocks = nn.ModuleList(blocks[:first_new])
-        if config.init_from is not None:
-            before = model.encoder.state_dict()
-            mixed = {
-                name: share * value + (1 - share) * before[name] for name, value in weights.items() if name in before
-            }
-            kept = {
-                name: value for name, value in before.items() if name.startswith("norm.") and first_new < len(blocks)
-            }
-            weights = weights | mixed | kept
-        model.encoder.load_state_dict(weights)
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"encoder.weights: {path} does not fit the configured encoder: {error}") from error
-    model.encoder.blocks = nn.ModuleList(blocks)
-    for block in blocks[first_new:] if config.init_from is None else ():
-        assert isinstance(block, EncoderBlock)
-        block.pass_on()
-
-
-def _load_decoder(model: SambaASR, path: str, config: TrainingConfig, tokenizer: Tokenizer) -> None:
-    """Load the weights that distil_decoder.py wrote for the same pieces."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"decoder_weights: {path} does not exist; make it with distil_decoder.py")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("tokenizer_sha256") != tokenizer_hash(tokenizer):
-            raise ValueError(
-                f"decoder_weights: {path} was made for another tokenizer than data.tokenizer ({config.data.tokenizer})"
-            )
-        model.decoder.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"decoder_weights: {path} does not fit the configured decoder: {error}") from error
 
 
 def _write_records(out: Path, config: TrainingConfig, environment: dict[str, Any]) -> None:
