@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from samba_asr.config import ModelConfig
 from samba_asr.model.feedforward import FeedForward, ResidualDrop
+from samba_asr.ssm.cpu_linear import Linear
 from samba_asr.ssm.mixer import MixerState, build_mixer
 
 
@@ -94,7 +95,7 @@ class Decoder(nn.Module):
         self.dropout = nn.Dropout(config.decoder.dropout)
         self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.decoder.n_layers))
         self.norm = nn.LayerNorm(config.d_model)
-        self.out_proj = nn.Linear(config.d_model, config.vocab_size)
+        self.out_proj = Linear(config.d_model, config.vocab_size)
 
     def read_memory(self, encoder_out: Tensor, encoder_lengths: Tensor) -> DecoderState:
         """Return the state from which text starts: encoder_out (batch, states, d_model), encoder_lengths (batch,)."""

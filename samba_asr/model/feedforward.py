@@ -3,13 +3,15 @@
 import torch
 from torch import Tensor, nn
 
+from samba_asr.ssm.cpu_linear import Linear
+
 
 class FeedForward(nn.Sequential):
     """Pre-norm feed-forward: LayerNorm, wide linear, GELU, linear."""
 
     def __init__(self, d_model: int, d_ff: int, dropout: float) -> None:
         super().__init__(
-            nn.LayerNorm(d_model), nn.Linear(d_model, d_ff), nn.GELU(), nn.Dropout(dropout), nn.Linear(d_ff, d_model)
+            nn.LayerNorm(d_model), Linear(d_model, d_ff), nn.GELU(), nn.Dropout(dropout), Linear(d_ff, d_model)
         )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from samba_asr.config import MixerConfig
 from samba_asr.ssm.conv import causal_conv1d, causal_conv1d_step
+from samba_asr.ssm.cpu_linear import Linear
 from samba_asr.ssm.padding import check_lengths, mask_padding
 from samba_asr.ssm.scan import selective_scan, selective_scan_step
 from samba_asr.ssm.ssd import ssd_scan, ssd_step
@@ -67,13 +68,13 @@ class Mamba(nn.Module):
         self.d_inner = config.expand * d_model
         self.d_state = config.state_size
         self.dt_rank = config.dt_rank or math.ceil(d_model / 16)
-        self.in_proj = nn.Linear(d_model, 2 * self.d_inner, bias=False)
+        self.in_proj = Linear(d_model, 2 * self.d_inner, bias=False)
         self.conv1d = nn.Conv1d(self.d_inner, self.d_inner, config.d_conv, groups=self.d_inner)
-        self.x_proj = nn.Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False)
+        self.x_proj = Linear(self.d_inner, self.dt_rank + 2 * self.d_state, bias=False)
         self.dt_proj = nn.Linear(self.dt_rank, self.d_inner)
         self.A_log = nn.Parameter(torch.log(torch.arange(1.0, self.d_state + 1)).repeat(self.d_inner, 1))
         self.D = nn.Parameter(torch.ones(self.d_inner))
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.out_proj = Linear(self.d_inner, d_model, bias=False)
         with torch.no_grad():
             nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
             self.dt_proj.bias.copy_(_initial_delta_bias(self.d_inner))
@@ -160,13 +161,13 @@ class Mamba2(nn.Module):
         if self.heads % self.groups:
             raise ValueError(f"groups ({self.groups}) must divide the number of heads ({self.heads})")
         self.d_conv_channels = self.d_inner + 2 * self.groups * self.d_state
-        self.in_proj = nn.Linear(d_model, self.d_inner + self.d_conv_channels + self.heads, bias=False)
+        self.in_proj = Linear(d_model, self.d_inner + self.d_conv_channels + self.heads, bias=False)
         self.conv1d = nn.Conv1d(self.d_conv_channels, self.d_conv_channels, config.d_conv, groups=self.d_conv_channels)
         self.dt_bias = nn.Parameter(_initial_delta_bias(self.heads))
         self.A_log = nn.Parameter(torch.log(torch.empty(self.heads).uniform_(1, 16)))
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = GatedRMSNorm(self.d_inner)
-        self.out_proj = nn.Linear(self.d_inner, d_model, bias=False)
+        self.out_proj = Linear(self.d_inner, d_model, bias=False)
 
     def initial_state(self, batch: int) -> MixerState:
         """Return the state before any frame."""

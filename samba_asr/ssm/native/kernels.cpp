@@ -1,6 +1,6 @@
-// The selective scan and the convolution before it on CPUs, forward and backward. No (batch, time, channels, state)
-// tensor is ever in memory: the forward pass keeps one state in 32, the backward pass computes the others again, chunk
-// after chunk.
+// The selective scan, Mamba-2's, the convolution before them, forward and backward, and the product of a few rows with
+// a matrix, on CPUs. No (batch, time, channels, state) tensor is ever in memory: the forward pass keeps one state in 32,
+// the backward pass computes the others again, chunk after chunk.
 //
 // A plain C interface, for ctypes: neither PyTorch's nor Python's headers are needed, and a build takes seconds. All
 // tensors are contiguous, float32 but for the convolution's input and output, which may be bfloat16, and shaped as in
@@ -70,6 +70,14 @@ struct SsdGradients {
   float *A, *D, *bias, *initial;      // (batch, ...)
 };
 
+struct Linear {
+  const float *x;        // (rows, in)
+  const float *weights;  // (out / 32 rounded up, in, 32); missing columns are 0
+  const float *bias;     // (out), or null
+  float *y;              // (rows, out)
+  int64_t rows, in, out;
+};
+
 // Zeros in the columns of the rows past a sequence's length.
 void fill_padding(const Ssd& s, void* rows, int64_t stride, int64_t first, int64_t end, int64_t sequence,
                   int64_t length) {
@@ -96,6 +104,7 @@ namespace {
 #include "scan_kernel.h"
 #include "conv_kernel.h"
 #include "ssd_kernel.h"
+#include "linear_kernel.h"
 }  // namespace
 }  // namespace avx512
 #undef INLINE
@@ -113,6 +122,7 @@ namespace {
 #include "scan_kernel.h"
 #include "conv_kernel.h"
 #include "ssd_kernel.h"
+#include "linear_kernel.h"
 }  // namespace
 }  // namespace avx2
 #undef INLINE
@@ -129,6 +139,7 @@ namespace {
 #include "scan_kernel.h"
 #include "conv_kernel.h"
 #include "ssd_kernel.h"
+#include "linear_kernel.h"
 }  // namespace
 }  // namespace portable
 #undef INLINE
@@ -260,4 +271,9 @@ void samba_ssd_backward(const Ssd* s, const SsdGradients* g, int64_t parts, int 
     kernel(*s, *g, sequence, first, end, g->B + part * share, g->C + part * share);
   });
 }
+
+// Outputs that lie side by side in a packed matrix.
+int samba_linear_columns() { return portable::kColumns; }
+
+void samba_linear(const Linear* l, int level) { PICK(level, linear)(*l); }
 }
