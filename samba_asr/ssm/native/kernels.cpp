@@ -70,6 +70,15 @@ struct SsdGradients {
   float *A, *D, *bias, *initial;      // (batch, ...)
 };
 
+struct SsdStep {
+  const float *x, *delta, *B, *C;     // (batch, heads, head_dim), (batch, heads), (batch, groups, states)
+  const float *A, *D, *bias;          // (heads)
+  const float *state;                 // (batch, heads, head_dim, states)
+  float *y, *next;                    // as x and state
+  int64_t batch, heads, groups;
+  int head_dim, states, softplus;
+};
+
 struct Linear {
   const float *x;        // (rows, in)
   const float *weights;  // (out / 32 rounded up, in, 32); missing columns are 0
@@ -271,6 +280,8 @@ void samba_ssd_backward(const Ssd* s, const SsdGradients* g, int64_t parts, int 
     kernel(*s, *g, sequence, first, end, g->B + part * share, g->C + part * share);
   });
 }
+
+void samba_ssd_step(const SsdStep* s, int level) { PICK(level, ssd_step)(*s); }
 
 // Outputs that lie side by side in a packed matrix.
 int samba_linear_columns() { return portable::kColumns; }
