@@ -69,6 +69,7 @@ ROWS = (
     Row("encoder", "mixer: mamba", ("--mixer.kind", "mamba")),
     Row("encoder", "state size 16", ("--mixer.d_state", "16")),
     Row("encoder", "state size 128", ("--mixer.d_state", "128")),
+    Row("encoder", "one group of B and C", ("--mixer.groups", "1")),
     Row("encoder", "mixers twice as wide", ("--mixer.expand", "2")),
     Row("encoder", "one set of projections", ("--shared_projections", "true")),
     Row("encoder", "a state each 20 ms", ("--subsampling", "whisper")),
