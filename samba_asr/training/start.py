@@ -33,8 +33,7 @@ def load_initial(model: SambaASR, folder: str, config: TrainingConfig, tokenizer
         before = _with_mixers_of(config.model, before)
         first_new = config.model.encoder.n_layers - config.encoder.new_blocks
         replaced = tuple(f"encoder.{part}." for part in ("subsampling", *(f"blocks.{i}" for i in range(first_new))))
-        ours = {name: value for name, value in model.state_dict().items() if name.startswith(replaced)}
-        weights = {name: value for name, value in weights.items() if not name.startswith(replaced)} | ours
+        weights |= {name: value for name, value in model.state_dict().items() if name.startswith(replaced)}
     changes = list(differences("model", before.to_dict(), config.model.to_dict()))
     if changes:
         raise ValueError(another + "; ".join(changes))
