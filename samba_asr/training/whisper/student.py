@@ -77,7 +77,7 @@ def copy_attention(mixer: Mamba2, attention: Attention) -> None:
         return heads.repeat_interleave(count // attention.heads, 0).flatten(0, 1)
 
     inner, states = mixer.d_inner, mixer.groups * mixer.d_state
-    scale = HEAD_DIM**-0.5  # of the scores, shared between queries and keys
+    scale = HEAD_DIM**-0.5  # of the attention's scores
     parts = [
         (attention.value.weight, attention.value.bias, mixer.heads, 1.0),
         (attention.key.weight, torch.zeros_like(attention.query.bias), mixer.groups, 1.0),
