@@ -181,3 +181,17 @@ def test_a_step(groups, full, level, monkeypatch):
     with torch.enable_grad():
         ssd_step(**single(inputs), state=before.requires_grad_())[0].sum().backward()
     assert len(calls) == 1 and before.grad is not None
+
+
+@torch.no_grad()
+def test_another_default_type_changes_nothing():
+    inputs = single(make_inputs(2, 5, 2, 16, 16))
+    step = inputs | {name: inputs[name][:, 0] for name in BY_TIME}
+    step["state"] = step.pop("initial_state")
+    expected = [ssd()(**inputs), ssd_step(**step)]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = [ssd()(**inputs), ssd_step(**step)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert_close(found, expected, rtol=0, atol=0)

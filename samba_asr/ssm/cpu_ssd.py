@@ -97,7 +97,7 @@ def cpu_ssd_step(
     kernels = load_kernels()
     assert kernels is not None
     tensors = [None if t is None else t.contiguous() for t in (x, delta, B, C, A, D, delta_bias, state)]
-    y, new = torch.empty(x.shape), torch.empty(state.shape)
+    y, new = x.new_empty(x.shape), state.new_empty(state.shape)
     sizes = (*x.shape[:2], B.shape[1], *state.shape[2:], delta_softplus)
     step = _Step(*map(pointer, (*tensors, y, new)), *sizes)
     kernels.samba_ssd_step(ctypes.byref(step), level())
@@ -123,7 +123,7 @@ class _CpuSsd(torch.autograd.Function):
         kernels = load_kernels()
         assert kernels is not None
         batch, time, heads, head_dim = x.shape
-        y = torch.empty(x.shape, dtype=x.dtype)
+        y = x.new_empty(x.shape)
         last, kept = A.new_empty(batch, heads, head_dim, B.shape[3]), None
         if gradient:
             kept = A.new_empty(batch, -(-time // kernels.samba_ssd_chunk()), heads, B.shape[3], head_dim)
@@ -143,7 +143,7 @@ class _CpuSsd(torch.autograd.Function):
         threads = _threads(x, B)
         parts = parts_for(len(x), threads)
         dy, dlast = dy.contiguous(), dlast.contiguous()
-        dx, ddelta = torch.empty(x.shape, dtype=x.dtype), A.new_empty(delta.shape)
+        dx, ddelta = x.new_empty(x.shape), A.new_empty(delta.shape)
         dB, dC = A.new_zeros(parts, *B.shape), A.new_zeros(parts, *C.shape)
         dA, dD, dbias = (A.new_empty(len(x), len(A)) for _ in range(3))
         dinitial = torch.empty_like(dlast)
