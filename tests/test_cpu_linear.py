@@ -50,6 +50,39 @@ def test_every_instruction_set(level, monkeypatch):
 
 
 @needs_kernels
+@pytest.mark.parametrize("level", [0, 1, 2])
+@torch.no_grad()
+def test_weights_that_float16_holds(level, monkeypatch):
+    """All that are finite: normal, subnormal, zeros of both signs. The result is float32's, to the last bit."""
+    if level > cpu_linear.level():
+        pytest.skip("this CPU lacks it")
+    monkeypatch.setattr(cpu_linear, "level", lambda: level)
+    assert cpu_linear._reads_float16() == (level > 0)
+    monkeypatch.setattr(cpu_linear, "_reads_float16", lambda: True)
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    layer, x = Linear(512, 124, bias=False).eval(), torch.randn(5, 512)
+    layer.weight.copy_(every[every.isfinite()].float().view(124, 512))
+    found = layer(x)
+    packed = layer._packed
+    assert packed is not None and packed.columns.dtype == torch.float16
+    assert_close(found.double(), exact(layer, x), rtol=1e-5, atol=1.0)  # weights go to 65,504
+    monkeypatch.setattr(cpu_linear, "_reads_float16", lambda: False)
+    layer.train().eval()  # packed anew
+    assert torch.equal(layer(x), found)
+
+
+@needs_kernels
+@pytest.mark.parametrize("value", [1e-8, 0.1, 1e6, float("inf"), float("nan")])
+@torch.no_grad()
+def test_weights_that_float16_does_not_hold(value):
+    layer, x = Linear(64, 40).eval(), torch.randn(3, 64)
+    layer.weight.copy_(layer.weight.half())
+    layer.weight[39, 63] = value
+    assert_close(layer(x).double(), exact(layer, x), rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert layer._packed is not None and layer._packed.columns.dtype == torch.float32
+
+
+@needs_kernels
 @torch.no_grad()
 def test_a_row_is_the_same_in_any_company(calls):
     layer, x = Linear(384, 100).eval(), torch.randn(MOST_ROWS, 384)

@@ -18,6 +18,7 @@ class _Linear(ctypes.Structure):
     _fields_ = [
         *((n, ctypes.c_void_p) for n in ("x", "weights", "bias", "y")),
         *((n, ctypes.c_int64) for n in ("rows", "inputs", "outputs")),
+        ("float16", ctypes.c_int),
     ]
 
 
@@ -32,7 +33,9 @@ class _Packed(NamedTuple):
 
 class Linear(nn.Linear):
     """As torch.nn.Linear. Given a few rows (rows, in_features) in float32 on a CPU, in evaluation mode and with no
-    gradient wanted, native kernels multiply them with a copy of the weights that is packed for them at first use."""
+    gradient wanted, native kernels multiply them with a copy of the weights that is packed for them at first use: in
+    float16 where that loses nothing, as with weights that a checkpoint holds so, since to fetch them from memory takes
+    longer than to compute."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,7 +54,8 @@ class Linear(nn.Linear):
         assert kernels is not None
         x, packed = x.contiguous(), self._pack(kernels.samba_linear_columns())
         y = x.new_empty(len(x), self.out_features)
-        linear = _Linear(*map(pointer, (x, packed, self.bias, y)), len(x), self.in_features, self.out_features)
+        sizes = len(x), self.in_features, self.out_features
+        linear = _Linear(*map(pointer, (x, packed, self.bias, y)), *sizes, packed.dtype == torch.float16)
         kernels.samba_linear(ctypes.byref(linear), level())
         return y
 
@@ -69,7 +73,19 @@ class Linear(nn.Linear):
         place = self.weight.data_ptr(), self.weight._version
         old = self._packed
         if old is None or old.weight is not self.weight or old.place != place:
-            padded = F.pad(self.weight.detach(), (0, 0, 0, -self.out_features % columns))
+            weight = self.weight.detach()
+            padded = F.pad(_narrow(weight) if _reads_float16() else weight, (0, 0, 0, -self.out_features % columns))
             old = _Packed(self.weight, place, padded.unflatten(0, (-1, columns)).transpose(1, 2).contiguous())
             self._packed = old
         return old.columns
+
+
+def _reads_float16() -> bool:
+    """Return whether the CPU has an instruction for it; without, float16 is slower than float32."""
+    return level() > 0
+
+
+def _narrow(weight: Tensor) -> Tensor:
+    """Return a matrix in float16 if that changes nothing, as it is otherwise."""
+    narrow = weight.half()
+    return narrow if bool(narrow.isfinite().all()) and torch.equal(narrow.float(), weight) else weight

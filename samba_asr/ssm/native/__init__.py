@@ -8,8 +8,8 @@ NEON of the same lines (untested there, and with Clang).
 
 The kernels have no second derivatives; the ``torch`` backends have.
 
-``SAMBA_ASR_NATIVE=0`` switches the kernels off; ``SAMBA_ASR_CACHE`` names another cache folder, ``CXX`` another
-compiler.
+``SAMBA_ASR_NATIVE=0`` switches the kernels off, ``SAMBA_ASR_CPU_LEVEL=1`` does without AVX-512, ``0`` without AVX2 too;
+``SAMBA_ASR_CACHE`` names another cache folder, ``CXX`` another compiler.
 """
 
 import ctypes

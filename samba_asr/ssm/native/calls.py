@@ -1,5 +1,6 @@
 """What all calls of the kernels have in common."""
 
+import os
 from functools import cache
 
 import torch
@@ -10,9 +11,16 @@ from samba_asr.ssm.native import load_kernels
 
 @cache
 def level() -> int:
-    """The widest instruction set that this CPU has: 2 AVX-512, 1 AVX2, 0 other."""
+    """The widest instruction set that this CPU has: 2 AVX-512, 1 AVX2, 0 other; SAMBA_ASR_CPU_LEVEL may ask for less.
+
+    Raises ValueError for another number there.
+    """
     kernels = load_kernels()
-    return kernels.samba_level() if kernels else 0
+    widest = kernels.samba_level() if kernels else 0
+    most = os.environ.get("SAMBA_ASR_CPU_LEVEL", "2")
+    if most not in ("0", "1", "2"):
+        raise ValueError(f"SAMBA_ASR_CPU_LEVEL ({most}) must be 2 (AVX-512), 1 (AVX2) or 0 (neither)")
+    return min(widest, int(most))
 
 
 def threads_for(work: int, least: int) -> int:

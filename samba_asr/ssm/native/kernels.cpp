@@ -14,6 +14,11 @@
 #include <thread>
 #include <vector>
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#define SAMBA_X86 1
+#include <immintrin.h>
+#endif
+
 namespace {
 constexpr int kMaxStates = 256, kMaxWidth = 8;
 
@@ -80,11 +85,12 @@ struct SsdStep {
 };
 
 struct Linear {
-  const float *x;        // (rows, in)
-  const float *weights;  // (out / 32 rounded up, in, 32); missing columns are 0
-  const float *bias;     // (out), or null
-  float *y;              // (rows, out)
+  const float *x;       // (rows, in)
+  const void *weights;  // (out / 32 rounded up, in, 32), float16 or float32; missing columns are 0
+  const float *bias;    // (out), or null
+  float *y;             // (rows, out)
   int64_t rows, in, out;
+  int float16;
 };
 
 // Zeros in the columns of the rows past a sequence's length.
@@ -96,19 +102,16 @@ void fill_padding(const Ssd& s, void* rows, int64_t stride, int64_t first, int64
 }
 }  // namespace
 
-#if defined(__x86_64__) && defined(__GNUC__)
-#define SAMBA_X86 1
-#endif
-
 #ifdef SAMBA_X86
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma,f16c,prefer-vector-width=512")
 #endif
 namespace avx512 {
 namespace {
+#define SAMBA_WIDTH 16  // floats in a register
 #include "vector.h"
 #include "scan_kernel.h"
 #include "conv_kernel.h"
@@ -117,16 +120,18 @@ namespace {
 }  // namespace
 }  // namespace avx512
 #undef INLINE
+#undef SAMBA_WIDTH
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx2,fma")
+#pragma GCC target("avx2,fma,f16c")
 #endif
 namespace avx2 {
 namespace {
+#define SAMBA_WIDTH 8
 #include "vector.h"
 #include "scan_kernel.h"
 #include "conv_kernel.h"
@@ -135,6 +140,7 @@ namespace {
 }  // namespace
 }  // namespace avx2
 #undef INLINE
+#undef SAMBA_WIDTH
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -144,6 +150,7 @@ namespace {
 
 namespace portable {
 namespace {
+#define SAMBA_WIDTH 4
 #include "vector.h"
 #include "scan_kernel.h"
 #include "conv_kernel.h"
@@ -152,6 +159,7 @@ namespace {
 }  // namespace
 }  // namespace portable
 #undef INLINE
+#undef SAMBA_WIDTH
 
 namespace {
 
@@ -161,20 +169,17 @@ int best_level() {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl"))
     return 2;
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return 1;  // and F16C, which is older
 #endif
   return 0;
 }
 
-// Every kernel makes vectors of sixteen floats.
-constexpr int kLanes = portable::kWidth;
-
-std::vector<Block> blocks_of(int64_t channels, int64_t groups) {
+std::vector<Block> blocks_of(int64_t channels, int64_t groups, int lanes) {
   std::vector<Block> blocks;
   const int per_group = static_cast<int>(channels / groups);
   for (int group = 0; group < groups; ++group)
-    for (int c = 0; c < per_group; c += kLanes)
-      blocks.push_back({group * per_group + c, std::min(kLanes, per_group - c), group});
+    for (int c = 0; c < per_group; c += lanes)
+      blocks.push_back({group * per_group + c, std::min(lanes, per_group - c), group});
   return blocks;
 }
 
@@ -227,7 +232,7 @@ int64_t parts_for(int64_t batch, int threads) { return batch % threads ? threads
 
 extern "C" {
 
-// 2: AVX-512, 1: AVX2, 0: whatever the compiler makes of sixteen floats (NEON on ARM).
+// 2: AVX-512, 1: AVX2, 0: whatever the compiler makes of four floats (SSE2, or NEON on ARM).
 int samba_level() { return best_level(); }
 
 int samba_max_states() { return kMaxStates; }
@@ -238,7 +243,7 @@ int samba_chunk() { return portable::kChunk; }
 
 void samba_scan_forward(const Scan* s, int threads, int level) {
   const auto kernel = PICK(level, forward_range);
-  for_all(blocks_of(s->channels, s->groups), s->batch, parts_for(s->batch, threads), threads,
+  for_all(blocks_of(s->channels, s->groups, PICK(level, kWidth)), s->batch, parts_for(s->batch, threads), threads,
           [&](int64_t sequence, int64_t, const std::vector<Block>& own) { kernel(*s, sequence, own); });
 }
 
@@ -246,7 +251,7 @@ void samba_scan_forward(const Scan* s, int threads, int level) {
 void samba_scan_backward(const Scan* s, const Gradients* g, int64_t parts, int threads, int level) {
   const auto kernel = PICK(level, backward_range);
   const int64_t share = s->batch * s->time * s->groups * s->states;
-  for_all(blocks_of(s->channels, s->groups), s->batch, parts, threads,
+  for_all(blocks_of(s->channels, s->groups, PICK(level, kWidth)), s->batch, parts, threads,
           [&](int64_t sequence, int64_t part, const std::vector<Block>& own) {
             kernel(*s, *g, sequence, own, g->B + part * share, g->C + part * share);
           });
@@ -254,13 +259,13 @@ void samba_scan_backward(const Scan* s, const Gradients* g, int64_t parts, int t
 
 void samba_conv_forward(const Conv* c, int threads, int level) {
   const auto kernel = PICK(level, conv_forward_range);
-  for_all(blocks_of(c->channels, 1), c->batch, parts_for(c->batch, threads), threads,
+  for_all(blocks_of(c->channels, 1, PICK(level, kWidth)), c->batch, parts_for(c->batch, threads), threads,
           [&](int64_t sequence, int64_t, const std::vector<Block>& own) { kernel(*c, sequence, own); });
 }
 
 void samba_conv_backward(const Conv* c, const ConvGradients* g, int threads, int level) {
   const auto kernel = PICK(level, conv_backward_range);
-  for_all(blocks_of(c->channels, 1), c->batch, parts_for(c->batch, threads), threads,
+  for_all(blocks_of(c->channels, 1, PICK(level, kWidth)), c->batch, parts_for(c->batch, threads), threads,
           [&](int64_t sequence, int64_t, const std::vector<Block>& own) { kernel(*c, *g, sequence, own); });
 }
 

@@ -39,12 +39,13 @@ INLINE void product_columns(Shape shape, const float* A, int lda, const float* B
   }
 }
 
-// m a multiple of 4, n of 16.
+// m a multiple of 4, n of 16. As many vectors at a time as leave room in the registers: 32 of AVX-512, or 16.
 static void product(Shape shape, const float* A, int lda, const float* B, int ldb, float* C, int ldc, int m, int n, int k,
                     bool add) {
+  constexpr int V = kWidth == 16 ? 4 : 2;
   int column = 0;
-  for (; column + 4 * kWidth <= n; column += 4 * kWidth)
-    product_columns<4>(shape, A, lda, B + column, ldb, C + column, ldc, m, k, add);
+  for (; column + V * kWidth <= n; column += V * kWidth)
+    product_columns<V>(shape, A, lda, B + column, ldb, C + column, ldc, m, k, add);
   for (; column < n; column += kWidth)
     product_columns<1>(shape, A, lda, B + column, ldb, C + column, ldc, m, k, add);
 }

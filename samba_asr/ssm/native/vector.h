@@ -1,21 +1,19 @@
-// Sixteen floats at once, in GCC's and Clang's portable vector type: one AVX-512 register, two of AVX2, four of NEON.
-// Included once for each instruction set, inside its namespace.
+// Some floats at once, in GCC's and Clang's portable vector type: as many as one register holds, since compilers keep
+// larger vectors in memory. Included once for each instruction set, inside its namespace.
 
-typedef float Vec __attribute__((vector_size(64), aligned(4)));
-typedef int32_t IntVec __attribute__((vector_size(64), aligned(4)));
-constexpr int kWidth = 16;
+constexpr int kWidth = SAMBA_WIDTH;
+typedef float Vec __attribute__((vector_size(4 * SAMBA_WIDTH), aligned(4)));
+typedef Vec VecInMemory __attribute__((aligned(4), may_alias));
+typedef int32_t IntVec __attribute__((vector_size(4 * SAMBA_WIDTH), aligned(4)));
 
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE Vec splat(float x) { return Vec{} + x; }
 
-INLINE Vec load(const float* from) {
-  Vec x;
-  memcpy(&x, from, sizeof(Vec));
-  return x;
-}
+// Not by memcpy: GCC copies 32 bytes as twice 16, by way of the stack, which is many times slower.
+INLINE Vec load(const float* from) { return *reinterpret_cast<const VecInMemory*>(from); }
 
-INLINE void store(float* to, Vec x) { memcpy(to, &x, sizeof(Vec)); }
+INLINE void store(float* to, Vec x) { *reinterpret_cast<VecInMemory*>(to) = x; }
 
 // The first `count` floats; the others are 0.
 INLINE Vec load_some(const float* from, int count) {
@@ -30,15 +28,13 @@ INLINE void store_some(float* to, Vec x, int count) {
   memcpy(to, &x, count * sizeof(float));
 }
 
-typedef uint32_t BitVec __attribute__((vector_size(64), aligned(4)));
-typedef uint16_t HalfVec __attribute__((vector_size(32), aligned(2)));
+typedef uint32_t BitVec __attribute__((vector_size(4 * SAMBA_WIDTH), aligned(4)));
+typedef uint16_t HalfVec __attribute__((vector_size(2 * SAMBA_WIDTH), aligned(2), may_alias));
 
 INLINE Vec load_bfloat16(const uint16_t* from, int count) {
+  if (count == kWidth) return (Vec)(__builtin_convertvector(*reinterpret_cast<const HalfVec*>(from), BitVec) << 16);
   HalfVec x = {};
-  if (count == kWidth)
-    memcpy(&x, from, sizeof x);
-  else
-    memcpy(&x, from, count * sizeof(uint16_t));
+  memcpy(&x, from, count * sizeof(uint16_t));
   return (Vec)(__builtin_convertvector(x, BitVec) << 16);
 }
 
@@ -47,9 +43,22 @@ INLINE void store_bfloat16(uint16_t* to, Vec x, int count) {
   const BitVec bits = (BitVec)x;
   const HalfVec rounded = __builtin_convertvector((bits + 0x7fff + ((bits >> 16) & 1)) >> 16, HalfVec);
   if (count == kWidth)
-    memcpy(to, &rounded, sizeof rounded);
+    *reinterpret_cast<HalfVec*>(to) = rounded;
   else
     memcpy(to, &rounded, count * sizeof(uint16_t));
+}
+
+// Exact, but for infinity and NaN.
+INLINE Vec load_float16(const uint16_t* from) {
+#if SAMBA_WIDTH == 16
+  return (Vec)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif SAMBA_WIDTH == 8
+  return (Vec)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  const BitVec bits = __builtin_convertvector(*reinterpret_cast<const HalfVec*>(from), BitVec);
+  const Vec size = (Vec)((bits & 0x7fff) << 13) * 0x1p112f;  // the exponents' biases are 15 and 127
+  return (Vec)((BitVec)size | ((bits & 0x8000) << 16));
+#endif
 }
 
 INLINE float sum(Vec x) {

@@ -1,0 +1,71 @@
+"""What all native kernels have in common: the choice of the instruction set, and that each is used well."""
+
+import time
+
+import pytest
+import torch
+
+from samba_asr.ssm import cpu_conv, cpu_linear, cpu_scan, cpu_ssd, native
+from samba_asr.ssm.conv import causal_conv1d
+from samba_asr.ssm.cpu_linear import Linear
+from samba_asr.ssm.native.calls import level
+from samba_asr.ssm.scan import selective_scan
+from samba_asr.ssm.ssd import ssd_scan
+
+pytestmark = pytest.mark.skipif(native.load_kernels() is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Ask for an instruction set."""
+
+    def ask(number):
+        level.cache_clear()
+        monkeypatch.setenv("SAMBA_ASR_CPU_LEVEL", number)
+        return level()
+
+    yield ask
+    level.cache_clear()
+
+
+def test_a_lesser_instruction_set_can_be_asked_for(asked):
+    widest = asked("2")
+    assert [asked(number) for number in "012"] == [min(n, widest) for n in (0, 1, 2)]
+
+
+@pytest.mark.parametrize("number", ["3", "-1", "avx2", ""])
+def test_an_unknown_instruction_set_is_named(asked, number):
+    with pytest.raises(ValueError, match=f"SAMBA_ASR_CPU_LEVEL \\({number}\\)"):
+        asked(number)
+
+
+def kernels():
+    """Name a call of each kernel."""
+    x, delta, shared = torch.randn(2, 200, 6, 64), torch.rand(2, 200, 6), torch.randn(2, 200, 6, 64)
+    u, small = torch.randn(2, 200, 384), torch.randn(2, 200, 1, 16)
+    weight, layer, row = torch.randn(384, 1, 4), Linear(384, 1536).eval(), torch.randn(8, 384)
+    return {
+        "ssd": lambda: ssd_scan(x, delta, -torch.ones(6), shared, shared),
+        "conv": lambda: causal_conv1d(u, weight, None),
+        "scan": lambda: selective_scan(u, u.abs(), -torch.ones(384, 16), small, small),
+        "linear": lambda: layer(row),
+    }
+
+
+@pytest.mark.parametrize("kernel", ["ssd", "conv", "scan", "linear"])
+@torch.no_grad()
+def test_half_as_wide_an_instruction_set_costs_no_more_than_it_must(kernel, monkeypatch):
+    """AVX2 has half of AVX-512's width and registers. Vectors that do not fit these go by way of memory: that cost 20
+    to 40 times as much."""
+    if cpu_ssd.level() < 2:
+        pytest.skip("this CPU lacks AVX-512")
+    run = kernels()[kernel]
+    best = {1: float("inf"), 2: float("inf")}
+    for _ in range(15):
+        for number in best:
+            for module in (cpu_conv, cpu_linear, cpu_scan, cpu_ssd):
+                monkeypatch.setattr(module, "level", lambda number=number: number)
+            started = time.perf_counter()
+            run()
+            best[number] = min(best[number], time.perf_counter() - started)
+    assert best[1] < 9 * best[2]
