@@ -221,6 +221,37 @@ def test_features_are_masked_in_training_alone(corpus):
     assert 0.05 < changed < 0.95 and seen[0].shape == plain.shape
 
 
+def test_two_views_are_masked_apart_and_drawn_together(corpus):
+    """Without masks both views say the same: CTC's loss is that of one view, and they agree; with masks they do not,
+    and the weight of the consistency reaches the gradient."""
+    model = dataclasses.replace(small_model(), vocab_size=48)
+    unmasked = SpecAugmentConfig(n_time_masks=0, n_freq_masks=0)
+
+    def module(**changes):
+        torch.manual_seed(1)
+        config = settings(corpus, model=model, ctc_weight=1.0, **changes)
+        selection = selected(config)
+        module = TrainingModule(config, SambaASR(model), Tokenizer.load(config.data.tokenizer), selection.utterances)
+        module.eval()  # no dropout
+        return module, collate([SpeechDataset(selection, 16_000)[0, index] for index in range(3)])
+
+    (one, batch), (two, _) = module(spec_augment=unmasked), module(spec_augment=unmasked, consistency_weight=0.2)
+    assert one.losses(batch).consistency is None
+    same = two.losses(batch)
+    assert same.consistency.item() == pytest.approx(0, abs=1e-6)
+    assert same.recordings.ctc.item() == pytest.approx(one.losses(batch).recordings.ctc.item(), rel=1e-5)
+
+    masked, _ = module(consistency_weight=0.2)
+    seen = []
+    encode = masked.model.encode_features
+    masked.model.encode_features = lambda features, *rest: seen.append(features) or encode(features, *rest)
+    loss = masked.losses(batch).consistency
+    first, second = seen[0].chunk(2)
+    assert not torch.equal(first, second) and loss > 1e-4
+    loss.backward()
+    assert masked.model.encoder.blocks[0].norm.weight.grad.abs().sum() > 0
+
+
 def tuned(corpus, **changes):
     config = settings(corpus, model=dataclasses.replace(small_model(), vocab_size=48))
     return dataclasses.replace(config, encoder=EncoderTuningConfig(**changes))

@@ -15,6 +15,7 @@ _PANELS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
             ("ctc", "train, CTC"),
             ("decoder", "train, decoder"),
             ("text", "train, decoder on text"),
+            ("consistency", "train, between views"),
             ("dev_loss", "dev"),
             ("dev_ctc", "dev, CTC"),
             ("dev_decoder", "dev, decoder"),

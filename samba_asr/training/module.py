@@ -18,6 +18,7 @@ from samba_asr.evaluation.wer import ScoredUtterance, score
 from samba_asr.model.asr import Losses, SambaASR
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.config import TrainingConfig
+from samba_asr.training.consistency import VIEWS, consistency_loss
 from samba_asr.training.data import Batch, mix_seed
 from samba_asr.training.manifest import Utterance
 from samba_asr.training.resume import tokenizer_hash
@@ -63,6 +64,8 @@ class StepLosses(NamedTuple):
     """Distance from the teacher's states, None without a teacher or while its blocks are frozen."""
     text: Tensor | None
     """The decoder's loss on text without recordings, None without any."""
+    consistency: Tensor | None
+    """Divergence a token between what CTC says of two views, None where there is one."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -153,14 +156,13 @@ class TrainingModule(lightning.LightningModule):
 
     def losses(self, batch: Batch) -> StepLosses:
         """Return the losses of a training batch, its features masked, its backward scans limited or not, by chance."""
-        recordings, teacher = self._losses_of_recordings(batch)
-        return StepLosses(recordings, teacher, self._text_loss())
-
-    def _losses_of_recordings(self, batch: Batch) -> tuple[Losses, Tensor | None]:
         encoder = self.config.encoder
+        views = VIEWS if self.config.consistency_weight else 1
+        tokens, token_lengths = batch.tokens.repeat(views, 1), batch.token_lengths.repeat(views)
         with torch.no_grad():
             features, lengths = self.model.features(batch.waveforms, batch.waveform_lengths)
-            features = self.spec_augment(features, lengths)
+            features = torch.cat([self.spec_augment(features, lengths) for _ in range(views)])
+            lengths = lengths.repeat(views)
         chunk = None
         if encoder.chunk_share and float(torch.rand(())) < encoder.chunk_share:
             low, high = encoder.chunk_states
@@ -168,13 +170,18 @@ class TrainingModule(lightning.LightningModule):
         outputs: list[Tensor] = []
         states, lengths = self.model.encode_features(features, lengths, chunk, outputs)
         settings = self._loss_settings if self._decoder_learns() else {**self._loss_settings, "ctc_weight": 1.0}
-        losses = self.model.loss_from_states(states, lengths, batch.tokens, batch.token_lengths, **settings)
+        recordings = self.model.loss_from_states(states, lengths, tokens, token_lengths, **settings)
+        consistency = None
+        if views > 1:
+            divergence = consistency_loss(self.model.ctc_log_probs(states), lengths)
+            consistency = divergence / batch.token_lengths.sum().clamp_min(1)
+        teacher = None
         (matching,) = self._matching
-        if matching is None or self.global_step < encoder.frozen_steps:
-            return losses, None
-        spoken = [row for row, count in enumerate(batch.token_lengths.tolist()) if count]  # the others are noise alone
-        said = outputs[-1 - encoder.new_blocks][spoken]
-        return losses, matching(said, lengths[spoken], batch.places[spoken].tolist())
+        if matching is not None and self.global_step >= encoder.frozen_steps:
+            spoken = [row for row, count in enumerate(token_lengths.tolist()) if count]  # the others are noise alone
+            said = outputs[-1 - encoder.new_blocks][spoken]
+            teacher = matching(said, lengths[spoken], batch.places.repeat(views)[spoken].tolist())
+        return StepLosses(recordings, teacher, self._text_loss(), consistency)
 
     def _decoder_learns(self) -> bool:
         return bool(self.global_step >= self.config.decoder_from_step)
@@ -194,7 +201,11 @@ class TrainingModule(lightning.LightningModule):
         for parameter in self.carried_parameters():
             parameter.requires_grad_(self.global_step >= self.config.encoder.frozen_steps)
         losses = self.losses(batch)
-        weights = {"teacher": self.config.encoder.teacher_weight, "text": self.config.text.weight}
+        weights = {
+            "teacher": self.config.encoder.teacher_weight,
+            "text": self.config.text.weight,
+            "consistency": self.config.consistency_weight,
+        }
         others = {name: loss for name in weights if (loss := getattr(losses, name)) is not None}
         total = losses.recordings.total + sum(weights[name] * loss for name, loss in others.items())
         self.manual_backward(total)
