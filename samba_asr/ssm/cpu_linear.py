@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samba_asr.ssm.native import load_kernels
-from samba_asr.ssm.native.calls import gradient_wanted, level, on_cpu, pointer
+from samba_asr.ssm.native.calls import gradient_wanted, level, pointer
 
 MOST_ROWS = 16
 """Up to here the kernels were measured, and twice to three times as quick as PyTorch."""
@@ -26,8 +26,8 @@ class _Packed(NamedTuple):
     """A packed copy, and what it is a copy of."""
 
     weight: Tensor
-    place: tuple[int, int]
-    """Its address and version."""
+    place: tuple[int, int, int | None]
+    """Its address and version, and the bias's address."""
     columns: Tensor
 
 
@@ -48,36 +48,46 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in_features)."""
-        if not self._few(x):
+        columns = None if self.training or x.dim() != 2 or len(x) > MOST_ROWS else self._columns(x)
+        if columns is None:
             return super().forward(x)
-        kernels = load_kernels()
-        assert kernels is not None
-        x, packed = x.contiguous(), self._pack(kernels.samba_linear_columns())
+        x = x.contiguous()
         y = x.new_empty(len(x), self.out_features)
         sizes = len(x), self.in_features, self.out_features
-        linear = _Linear(*map(pointer, (x, packed, self.bias, y)), *sizes, packed.dtype == torch.float16)
+        linear = _Linear(*map(pointer, (x, columns, self.bias, y)), *sizes, columns.dtype == torch.float16)
+        kernels = load_kernels()
+        assert kernels is not None
         kernels.samba_linear(ctypes.byref(linear), level())
         return y
 
-    def _few(self, x: Tensor) -> bool:
-        few = not self.training and x.dim() == 2 and 0 < len(x) <= MOST_ROWS and x.shape[1] == self.in_features
-        if not few or not on_cpu(x, self.weight) or gradient_wanted(x, self.weight, self.bias):
-            return False
-        parameters = [self.weight] if self.bias is None else [self.weight, self.bias]
-        ready = all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in (x[:0], *parameters))
-        known = not self.weight.is_inference()  # such a one has no version
-        return ready and known and not torch.is_autocast_enabled("cpu") and load_kernels() is not None
-
-    def _pack(self, columns: int) -> Tensor:
-        """Return the weights as kernels.cpp wants them, packed anew where they have changed."""
-        place = self.weight.data_ptr(), self.weight._version
-        old = self._packed
-        if old is None or old.weight is not self.weight or old.place != place:
-            weight = self.weight.detach()
-            padded = F.pad(_narrow(weight) if _reads_float16() else weight, (0, 0, 0, -self.out_features % columns))
-            old = _Packed(self.weight, place, padded.unflatten(0, (-1, columns)).transpose(1, 2).contiguous())
-            self._packed = old
+    def _columns(self, x: Tensor) -> Tensor | None:
+        """Return the weights as kernels.cpp wants them, packed anew where they have changed; None where the kernels
+        cannot multiply x with them."""
+        weight, bias = self.weight, self.bias
+        if x.dtype != torch.float32 or x.device.type != "cpu" or not len(x) or x.shape[1] != self.in_features:
+            return None
+        if gradient_wanted(x, weight, bias) or torch.is_autocast_enabled("cpu") or weight.is_inference():
+            return None  # a weight born in inference mode has no version
+        place, old = (weight.data_ptr(), weight._version, pointer(bias)), self._packed
+        if old is None or old.weight is not weight or old.place != place:
+            usable = all(
+                tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+                for tensor in (weight, bias)
+                if tensor is not None
+            )
+            kernels = load_kernels()
+            if not usable or kernels is None:
+                return None
+            old = self._packed = _Packed(weight, place, _pack(weight.detach(), kernels.samba_linear_columns()))
         return old.columns
+
+
+def _pack(weight: Tensor, columns: int) -> Tensor:
+    """Return a matrix (outputs, inputs) as (outputs / columns, inputs, columns), missing outputs 0."""
+    weight = _narrow(weight) if _reads_float16() else weight
+    padded = F.pad(weight, (0, 0, 0, -len(weight) % columns))
+    packed: Tensor = padded.unflatten(0, (-1, columns)).transpose(1, 2).contiguous()
+    return packed
 
 
 def _reads_float16() -> bool:

@@ -32,7 +32,8 @@ class MixerState(NamedTuple):
 
     def reorder(self, indices: Tensor) -> "MixerState":
         """Pick sequences, (new batch,) int64: for beams."""
-        return MixerState(self.conv[indices], self.ssm[indices])
+        # On a CPU indexing takes two to four times as long.
+        return MixerState(self.conv.index_select(0, indices), self.ssm.index_select(0, indices))
 
     def write(self, indices: Tensor, state: "MixerState") -> None:
         """Put the states of a batch in the places of others, (batch,) int64."""
