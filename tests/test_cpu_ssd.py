@@ -8,7 +8,7 @@ from test_ssd import BY_TIME, make_inputs, ssd
 from torch.testing import assert_close
 
 from samba_asr.ssm import cpu_ssd, native
-from samba_asr.ssm.ssd import ssd_scan, ssd_step
+from samba_asr.ssm.ssd import ssd_scan
 
 pytestmark = pytest.mark.skipif(native.load_kernels() is None, reason="no C++ compiler")
 
@@ -161,37 +161,13 @@ def test_nan_stays_nan(name):
     assert any(value.isnan().any() for value in found.values())
 
 
-@pytest.mark.parametrize("groups", [None, 1, 2])
-@pytest.mark.parametrize("full", [False, True])
-@pytest.mark.parametrize("level", [0, 1, 2])
-@torch.no_grad()
-def test_a_step(groups, full, level, monkeypatch):
-    if level > cpu_ssd.level():
-        pytest.skip("this CPU lacks it")
-    inputs = make_inputs(5, 1, 4, 16, 48, full=full, groups=groups)
-    state = inputs.pop("initial_state", torch.randn(5, 4, 16, 48, dtype=torch.float64))
-    inputs |= {name: inputs[name][:, 0] for name in BY_TIME}
-    expected = ssd_step(**inputs, state=state)
-    before = state.float()
-    calls = []
-    monkeypatch.setattr(cpu_ssd, "level", lambda: calls.append(1) or level)
-    found = ssd_step(**single(inputs), state=before)
-    assert_close([tensor.double() for tensor in found], list(expected), rtol=1e-4, atol=1e-4)
-    assert calls and torch.equal(before, state.float())
-    with torch.enable_grad():
-        ssd_step(**single(inputs), state=before.requires_grad_())[0].sum().backward()
-    assert len(calls) == 1 and before.grad is not None
-
-
 @torch.no_grad()
 def test_another_default_type_changes_nothing():
     inputs = single(make_inputs(2, 5, 2, 16, 16))
-    step = inputs | {name: inputs[name][:, 0] for name in BY_TIME}
-    step["state"] = step.pop("initial_state")
-    expected = [ssd()(**inputs), ssd_step(**step)]
+    expected = ssd()(**inputs)
     torch.set_default_dtype(torch.float64)
     try:
-        found = [ssd()(**inputs), ssd_step(**step)]
+        found = ssd()(**inputs)
     finally:
         torch.set_default_dtype(torch.float32)
     assert_close(found, expected, rtol=0, atol=0)

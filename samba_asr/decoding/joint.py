@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from samba_asr.decoding.prefix_beam import Hypothesis, Paths, PrefixBeam, Step
 from samba_asr.model.decoder import Decoder, DecoderState
+from samba_asr.ssm.mixer import Move
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 MARGIN = 6.0
@@ -70,21 +71,19 @@ def _unread(search: PrefixBeam, reader: "_Reader", step: Step | None = None) -> 
 
 
 class _Reader:
-    """The decoder's states of the prefixes in a beam, each in a place of a batch; only new ones are written."""
+    """The decoder's states of the prefixes in a beam, each in a place of a pool."""
 
     def __init__(self, decoder: Decoder, state: DecoderState) -> None:
         self._decoder = decoder
         self._device = decoder.embedding.weight.device
-        self._start = state
-        self._states = state.reorder(torch.tensor([0], device=self._device))  # a copy
+        self._pool = state.reorder(torch.tensor([0, 0], device=self._device))  # a copy
         self._places: dict[int, int] = {}
-        self._free = [0]
+        self._free = [1]
 
     def begin(self, root: int) -> NDArray[np.float64]:
         """Start the text; return the log-probabilities of its first token (vocab_size,)."""
-        logits, state = self._decoder.step(torch.tensor([BOS_ID], device=self._device), self._start)
-        self._put([root], state)
-        first: NDArray[np.float64] = _log_probs(logits)[0]
+        first: NDArray[np.float64] = self._step([0], [BOS_ID], [root])[0]
+        self._free.append(0)
         return first
 
     def knows(self, key: int) -> bool:
@@ -96,26 +95,25 @@ class _Reader:
         (vocab_size,) log-probabilities."""
         if not prefixes:
             return []
-        parents = torch.tensor([self._places[parent] for _, parent, _ in prefixes], device=self._device)
-        tokens = torch.tensor([token for _, _, token in prefixes], device=self._device)
-        logits, state = self._decoder.step(tokens, self._states.reorder(parents))
-        keys = [key for key, _, _ in prefixes]
-        self._put(keys, state)
-        return zip(keys, _log_probs(logits), strict=True)
+        keys, parents, tokens = (list(column) for column in zip(*prefixes, strict=True))
+        return zip(keys, self._step([self._places[parent] for parent in parents], tokens, keys), strict=True)
 
     def keep(self, keys: Set[int]) -> None:
         """Forget all prefixes but these."""
         gone = self._places.keys() - keys
         self._free += [self._places.pop(key) for key in gone]
 
-    def _put(self, keys: list[int], state: DecoderState) -> None:
+    def _step(self, sources: list[int], tokens: list[int], keys: list[int]) -> NDArray[np.float64]:
+        """Let tokens follow what lies in places, and keep what comes of it under keys."""
         while len(self._free) < len(keys):
             size = len(self._free) + len(self._places)
-            self._states = self._states.reorder(torch.arange(2 * size, device=self._device) % size)
+            self._pool = self._pool.reorder(torch.arange(2 * size, device=self._device) % size)
             self._free += range(size, 2 * size)
-        places = [self._free.pop() for _ in keys]
-        self._places |= zip(keys, places, strict=True)
-        self._states.write(torch.tensor(places, device=self._device), state)
+        targets = [self._free.pop() for _ in keys]
+        self._places |= zip(keys, targets, strict=True)
+        said, *places = (torch.tensor(numbers, device=self._device) for numbers in (tokens, sources, targets))
+        logits, self._pool = self._decoder.step(said, self._pool, Move(*places))
+        return _log_probs(logits)
 
 
 class _Weigher:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from samba_asr.config import ModelConfig
 from samba_asr.model.feedforward import FeedForward, ResidualDrop
 from samba_asr.ssm.cpu_linear import Linear
-from samba_asr.ssm.mixer import MixerState, build_mixer
+from samba_asr.ssm.mixer import MixerState, Move, build_mixer
 
 
 class BlockState(NamedTuple):
@@ -27,11 +27,6 @@ class BlockState(NamedTuple):
         """Pick sequences, (new batch,) int64."""
         return BlockState(self.text.reorder(indices), self.cross.reorder(indices))
 
-    def write(self, indices: Tensor, state: "BlockState") -> None:
-        """See :meth:`DecoderState.write`."""
-        self.text.write(indices, state.text)
-        self.cross.write(indices, state.cross)
-
 
 class DecoderState(NamedTuple):
     """What the decoder remembers of the recording and of the text so far."""
@@ -41,11 +36,6 @@ class DecoderState(NamedTuple):
     def reorder(self, indices: Tensor) -> "DecoderState":
         """Pick hypotheses, (new batch,) int64: for beams, and to repeat an utterance."""
         return DecoderState(tuple(block.reorder(indices) for block in self.blocks))
-
-    def write(self, indices: Tensor, state: "DecoderState") -> None:
-        """Put the states of a batch in the places of others, (batch,) int64: for beams that change in part."""
-        for block, other in zip(self.blocks, state.blocks, strict=True):
-            block.write(indices, other)
 
 
 class DecoderBlock(nn.Module):
@@ -74,11 +64,11 @@ class DecoderBlock(nn.Module):
         x = x + self.drop(branch)
         return self._feed_forward(x), BlockState(text, cross)
 
-    def step(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
-        """Advance one token, without dropout: x (batch, d_model)."""
-        branch, text = self.mixer.step(self.norm(x), state.text)
+    def step(self, x: Tensor, state: BlockState, move: Move | None) -> tuple[Tensor, BlockState]:
+        """Advance one token, without dropout: x (batch, d_model); move: as in :meth:`Decoder.step`."""
+        branch, text = self.mixer.step(self.norm(x), state.text, move)
         x = x + branch
-        branch, cross = self.cross.step(self.cross_norm(x), state.cross)
+        branch, cross = self.cross.step(self.cross_norm(x), state.cross, move)
         return self._feed_forward(x + branch), BlockState(text, cross)
 
     def _feed_forward(self, x: Tensor) -> Tensor:
@@ -114,13 +104,17 @@ class Decoder(nn.Module):
             states.append(new_state)
         return self.out_proj(self.norm(x)), DecoderState(tuple(states))
 
-    def step(self, tokens: Tensor, state: DecoderState) -> tuple[Tensor, DecoderState]:
+    def step(self, tokens: Tensor, state: DecoderState, move: Move | None = None) -> tuple[Tensor, DecoderState]:
         """Advance one token: tokens (batch,) int64. Returns logits (batch, vocab_size) and the new state; equal to
-        :meth:`forward` in evaluation mode."""
+        :meth:`forward` in evaluation mode.
+
+        move: for beams. The state is a pool of hypotheses: tokens follow the sources, and what comes of them is put
+        into the targets' places, in the pool itself, which is what is returned.
+        """
         x = self.embedding(tokens)
         states = []
         for block, block_state in zip(self._blocks(), state.blocks, strict=True):
-            x, new_state = block.step(x, block_state)
+            x, new_state = block.step(x, block_state, move)
             states.append(new_state)
         return self.out_proj(self.norm(x)), DecoderState(tuple(states))
 

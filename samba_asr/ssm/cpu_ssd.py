@@ -28,14 +28,6 @@ class _Gradients(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p) for n in ("y", "last", "x", "delta", "B", "C", "A", "D", "bias", "initial")]
 
 
-class _Step(ctypes.Structure):
-    _fields_ = [
-        *((n, ctypes.c_void_p) for n in ("x", "delta", "B", "C", "A", "D", "bias", "state", "y", "next")),
-        *((n, ctypes.c_int64) for n in ("batch", "heads", "groups")),
-        *((n, ctypes.c_int) for n in ("head_dim", "states", "softplus")),
-    ]
-
-
 def available(x: Tensor, d_state: int, *others: Tensor | None) -> bool:
     """Return whether the kernels can do this scan: float32 or bfloat16 on a CPU, sizes in whole vectors, and there are
     kernels."""
@@ -72,36 +64,6 @@ def cpu_ssd(
             gradient_wanted(*rows, *small),
         )
         return y.to(x.dtype), last
-
-
-def step_available(x: Tensor, state: Tensor, *others: Tensor | None) -> bool:
-    """Return whether the kernels can advance these by a frame: as :func:`available`, all float32, and no gradient is
-    wanted."""
-    tensors = [tensor for tensor in (x, state, *others) if tensor is not None]
-    exact = all(tensor.dtype == torch.float32 for tensor in tensors) and not gradient_wanted(*tensors)
-    return exact and available(x.unsqueeze(1), state.shape[-1], *tensors)
-
-
-def cpu_ssd_step(
-    x: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    state: Tensor,
-    D: Tensor | None,
-    delta_bias: Tensor | None,
-    delta_softplus: bool,
-) -> tuple[Tensor, Tensor]:
-    """As :func:`samba_asr.ssm.ssd.ssd_step`, whose checks it relies on; B, C: (batch, groups, state)."""
-    kernels = load_kernels()
-    assert kernels is not None
-    tensors = [None if t is None else t.contiguous() for t in (x, delta, B, C, A, D, delta_bias, state)]
-    y, new = x.new_empty(x.shape), state.new_empty(state.shape)
-    sizes = (*x.shape[:2], B.shape[1], *state.shape[2:], delta_softplus)
-    step = _Step(*map(pointer, (*tensors, y, new)), *sizes)
-    kernels.samba_ssd_step(ctypes.byref(step), level())
-    return y, new
 
 
 def _in_rows(tensor: Tensor) -> Tensor:

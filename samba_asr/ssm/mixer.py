@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samba_asr.config import MixerConfig
+from samba_asr.ssm import cpu_step
 from samba_asr.ssm.conv import causal_conv1d, causal_conv1d_step
 from samba_asr.ssm.cpu_linear import Linear
 from samba_asr.ssm.padding import check_lengths, mask_padding
@@ -20,6 +21,15 @@ from samba_asr.ssm.ssd import ssd_scan, ssd_step
 
 DELTA_RANGE = (1e-3, 1e-1)
 """Step sizes at initialisation, log-uniform (Mamba paper, section 3.6)."""
+
+
+class Move(NamedTuple):
+    """Which of a pool's sequences a step goes on from, and in whose places it puts what comes of them."""
+
+    sources: Tensor
+    """(batch,) int64"""
+    targets: Tensor
+    """(batch,) int64: none twice, none the source of another."""
 
 
 class MixerState(NamedTuple):
@@ -39,6 +49,17 @@ class MixerState(NamedTuple):
         """Put the states of a batch in the places of others, (batch,) int64."""
         self.conv[indices] = state.conv.to(self.conv.dtype)
         self.ssm[indices] = state.ssm
+
+    def before(self, move: Move | None) -> "MixerState":
+        """Return what a step goes on from."""
+        return self if move is None else self.reorder(move.sources)
+
+    def after(self, move: Move | None, state: "MixerState") -> "MixerState":
+        """Return what there is after a step that came to ``state``: that, or this pool with it in its place."""
+        if move is None:
+            return state
+        self.write(move.targets, state)
+        return self
 
 
 def _initial_delta_bias(size: int) -> Tensor:
@@ -121,14 +142,16 @@ class Mamba(nn.Module):
         )
         return y, MixerState(conv, ssm)
 
-    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
-        """Advance one frame: x (batch, d_model). Returns y (batch, d_model) and the new state."""
+    def step(self, x: Tensor, state: MixerState, move: Move | None = None) -> tuple[Tensor, MixerState]:
+        """Advance one frame: x (batch, d_model). Returns y (batch, d_model) and the new state; with a move, state is a
+        pool of sequences, and is changed."""
+        before = state.before(move)
         x, z = self.in_proj(x).chunk(2, -1)
-        x, conv = causal_conv1d_step(x, self.conv1d.weight, self.conv1d.bias, state.conv)
+        x, conv = causal_conv1d_step(x, self.conv1d.weight, self.conv1d.bias, before.conv)
         delta, B, C = self._selection(x)
         A = _decay_rates(self.A_log)
-        y, ssm = selective_scan_step(x, delta, A, B, C, state.ssm, self.D, z, self.dt_proj.bias, True)
-        return self.out_proj(y), MixerState(conv, ssm)
+        y, ssm = selective_scan_step(x, delta, A, B, C, before.ssm, self.D, z, self.dt_proj.bias, True)
+        return self.out_proj(y), state.after(move, MixerState(conv, ssm))
 
     def _selection(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         low_rank, B, C = self.x_proj(x).split([self.dt_rank, self.d_state, self.d_state], -1)
@@ -209,15 +232,21 @@ class Mamba2(nn.Module):
         )
         return self.norm(y.flatten(-2), z), MixerState(conv, ssm)
 
-    def step(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+    def step(self, x: Tensor, state: MixerState, move: Move | None = None) -> tuple[Tensor, MixerState]:
         """As :meth:`Mamba.step`."""
-        z, mixed, delta = self._split(self.in_proj(x))
-        mixed, conv = causal_conv1d_step(mixed, self.conv1d.weight, self.conv1d.bias, state.conv)
-        x, B, C = self._selection(mixed)
-        y, ssm = ssd_step(
-            x, delta, _decay_rates(self.A_log), B, C, state.ssm, self.D, self.dt_bias, delta_softplus=True
+        projected, A = self.in_proj(x), _decay_rates(self.A_log)
+        learnt = cpu_step.Parameters(
+            self.conv1d.weight, self.conv1d.bias, A, self.D, self.dt_bias, self.norm.weight, self.norm.eps
         )
-        return self.out_proj(self.norm(y.flatten(-2), z)), MixerState(conv, ssm)
+        if cpu_step.available(projected, *state, learnt, self.groups, move is not None):
+            y, *after = cpu_step.mamba2_step(projected, *state, learnt, self.groups, move)
+            return self.out_proj(y), MixerState(*after)
+        before = state.before(move)
+        z, mixed, delta = self._split(projected)
+        mixed, conv = causal_conv1d_step(mixed, self.conv1d.weight, self.conv1d.bias, before.conv)
+        x, B, C = self._selection(mixed)
+        y, ssm = ssd_step(x, delta, A, B, C, before.ssm, self.D, self.dt_bias, delta_softplus=True)
+        return self.out_proj(self.norm(y.flatten(-2), z)), state.after(move, MixerState(conv, ssm))
 
     def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, mixed, delta = projected.split([self.d_inner, self.d_conv_channels, self.heads], -1)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from samba_asr.ssm.cpu_ssd import available, cpu_ssd, cpu_ssd_step, step_available
+from samba_asr.ssm.cpu_ssd import available, cpu_ssd
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 from samba_asr.ssm.step_size import recurrence_type, step_size
 
@@ -83,9 +83,6 @@ def ssd_step(
     """Advance one frame: x (batch, heads, head_dim), delta (batch, heads), B, C (batch, state) or (batch, groups,
     state), state (batch, heads, head_dim, state). Returns y (batch, heads, head_dim) and the new state."""
     _check(x.unsqueeze(1), delta.unsqueeze(1), A, B.unsqueeze(1), C.unsqueeze(1), D, delta_bias, state)
-    if step_available(x, state, delta, A, B, C, D, delta_bias):
-        B, C = (tensor.unsqueeze(1) if tensor.dim() == 2 else tensor for tensor in (B, C))
-        return cpu_ssd_step(x, delta, A, B, C, state, D, delta_bias, delta_softplus)
     compute = recurrence_type(x)
     with torch.autocast(x.device.type, enabled=False):
         x_, B_, C_ = (tensor.to(compute) for tensor in (x, B, C))

@@ -1,5 +1,5 @@
-// The selective scan, Mamba-2's, the convolution before them, forward and backward, and the product of a few rows with
-// a matrix, on CPUs. No (batch, time, channels, state) tensor is ever in memory: the forward pass keeps one state in 32,
+// The selective scan, Mamba-2's, the convolution before them, forward and backward, one frame of a Mamba-2 mixer, and the
+// product of a few rows with a matrix, on CPUs. No (batch, time, channels, state) tensor is ever in memory: the forward pass keeps one state in 32,
 // the backward pass computes the others again, chunk after chunk.
 //
 // A plain C interface, for ctypes: neither PyTorch's nor Python's headers are needed, and a build takes seconds. All
@@ -75,13 +75,18 @@ struct SsdGradients {
   float *A, *D, *bias, *initial;      // (batch, ...)
 };
 
-struct SsdStep {
-  const float *x, *delta, *B, *C;     // (batch, heads, head_dim), (batch, heads), (batch, groups, states)
-  const float *A, *D, *bias;          // (heads)
-  const float *state;                 // (batch, heads, head_dim, states)
-  float *y, *next;                    // as x and state
-  int64_t batch, heads, groups;
-  int head_dim, states, softplus;
+struct Mamba2Step {
+  const float* projected;              // (rows, heads head_dim + channels + heads): z; x, B and C; delta
+  const float *conv, *ssm;             // (places, width - 1, channels), (places, heads, head_dim, states)
+  float *next_conv, *next_ssm;         // alike, perhaps the same
+  const int64_t *sources, *targets;    // (rows): places, no target twice or another row's source; null: row by row
+  const float *filters, *filter_bias;  // (width, channels), (channels) or null
+  const float *A, *D, *dt_bias;        // (heads)
+  const float* norm;                   // (heads head_dim)
+  float* y;                            // (rows, heads head_dim)
+  int64_t rows, channels, heads, groups;
+  int head_dim, states, width;
+  float eps;
 };
 
 struct Linear {
@@ -116,6 +121,7 @@ namespace {
 #include "scan_kernel.h"
 #include "conv_kernel.h"
 #include "ssd_kernel.h"
+#include "step_kernel.h"
 #include "linear_kernel.h"
 }  // namespace
 }  // namespace avx512
@@ -136,6 +142,7 @@ namespace {
 #include "scan_kernel.h"
 #include "conv_kernel.h"
 #include "ssd_kernel.h"
+#include "step_kernel.h"
 #include "linear_kernel.h"
 }  // namespace
 }  // namespace avx2
@@ -155,6 +162,7 @@ namespace {
 #include "scan_kernel.h"
 #include "conv_kernel.h"
 #include "ssd_kernel.h"
+#include "step_kernel.h"
 #include "linear_kernel.h"
 }  // namespace
 }  // namespace portable
@@ -286,7 +294,7 @@ void samba_ssd_backward(const Ssd* s, const SsdGradients* g, int64_t parts, int 
   });
 }
 
-void samba_ssd_step(const SsdStep* s, int level) { PICK(level, ssd_step)(*s); }
+void samba_mamba2_step(const Mamba2Step* s, int level) { PICK(level, mamba2_step)(*s); }
 
 // Outputs that lie side by side in a packed matrix.
 int samba_linear_columns() { return portable::kColumns; }

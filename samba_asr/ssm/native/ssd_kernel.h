@@ -327,27 +327,3 @@ static void ssd_backward_range(const Ssd& s, const SsdGradients& g, int64_t sequ
   for (int64_t t = length; t < s.time; ++t)
     for (int head = first_head; head < end_head; ++head) g.delta[(sequence * s.time + t) * s.heads + head] = 0.0f;
 }
-
-// One frame: the state is read and written once.
-static void ssd_step(const SsdStep& s) {
-  const int N = s.states, P = s.head_dim;
-  for (int64_t at = 0; at < s.batch * s.heads; ++at) {
-    const int64_t row = at / s.heads, head = at % s.heads;
-    const int64_t group = row * s.groups + head / (s.heads / s.groups);
-    const float *B = s.B + group * N, *C = s.C + group * N, *x = s.x + at * P, *state = s.state + at * P * N;
-    float *next = s.next + at * P * N, *y = s.y + at * P;
-    Vec step = splat(s.delta[at] + (s.bias ? s.bias[head] : 0.0f));
-    if (s.softplus) step = softplus(step);
-    const Vec decay = exp2_(step * (s.A[head] * kLog2E));
-    for (int p = 0; p < P; ++p) {
-      const Vec driven = step * x[p];
-      Vec total = splat(0.0f);
-      for (int n = 0; n < N; n += kWidth) {
-        const Vec h = load(state + p * N + n) * decay + driven * load(B + n);
-        store(next + p * N + n, h);
-        total += h * load(C + n);
-      }
-      y[p] = sum(total) + (s.D ? s.D[head] * x[p] : 0.0f);
-    }
-  }
-}
