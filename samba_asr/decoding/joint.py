@@ -16,7 +16,7 @@ from samba_asr.model.decoder import Decoder, DecoderState
 from samba_asr.ssm.mixer import Move
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
-MARGIN = 6.0
+MARGIN = 5.0
 """Nats below the best of its kind from which on a token starts nothing and a text is given up: each text that is kept
 costs a step of the decoder."""
 
