@@ -11,7 +11,7 @@ from samba_asr.ssm.native import load_kernels
 from samba_asr.ssm.native.calls import gradient_wanted, level, on_cpu, parts_for, pointer, threads_for
 
 LANES = 16
-"""Floats in a vector: head_dim and states must be multiples of it."""
+"""Floats in the widest vector: head_dim and states must be multiples of it."""
 
 
 class _Ssd(ctypes.Structure):

@@ -6,11 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from samba_asr.ssm.cpu_ssd import LANES
 from samba_asr.ssm.native import load_kernels
 from samba_asr.ssm.native.calls import gradient_wanted, level, pointer
-
-LANES = 16
-"""Floats in a vector: head_dim and states must be multiples of it."""
 
 
 class _Step(ctypes.Structure):

@@ -1,6 +1,6 @@
 // The selective scan, Mamba-2's, the convolution before them, forward and backward, one frame of a Mamba-2 mixer, and the
-// product of a few rows with a matrix, on CPUs. No (batch, time, channels, state) tensor is ever in memory: the forward pass keeps one state in 32,
-// the backward pass computes the others again, chunk after chunk.
+// product of a few rows with a matrix, on CPUs. No (batch, time, channels, state) tensor is ever in memory: the forward
+// pass keeps one state in 32, the backward pass computes the others again, chunk after chunk.
 //
 // A plain C interface, for ctypes: neither PyTorch's nor Python's headers are needed, and a build takes seconds. All
 // tensors are contiguous, float32 but for the convolution's input and output, which may be bfloat16, and shaped as in
