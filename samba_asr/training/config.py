@@ -242,7 +242,7 @@ class TrainingConfig:
     consistency_weight: float = 0.0
     """Above 0, each utterance is heard in two views with masks of their own, and the divergence between what CTC says
     of them, summed over states and divided by the number of tokens, is added to the loss with this weight (CR-CTC,
-    arXiv 2410.05101, which takes 0.2 and masks 2.5 times as much time as without). Doubles a batch's cost."""
+    arXiv 2410.05101, which takes 0.2; it wants more masks than training without). Doubles a batch's cost."""
     decoder_from_step: int = 0
     """Steps at the beginning in which CTC alone learns, which takes a fraction of the time."""
     max_steps: int = 20_000
