@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CONFIG_VERSION = 5
+CONFIG_VERSION = 6
 """Of ``config.json``: increase it with every field that is added, removed or redefined (and see checkpoint.py)."""
 
 Normalisation = Literal["whisper", "global", "causal"]
 MixerKind = Literal["mamba", "mamba2"]
 Subsampling = Literal["conv4x", "whisper", "whisper4x", "whisper8x"]
+Listening = Literal["state", "window"]
 Search = Literal["ctc", "autoregressive", "rescoring", "joint"]
 
 
@@ -150,7 +151,7 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A stack of causal blocks, each with a Mamba-cross-connection to the encoder."""
+    """A stack of causal blocks, each with a way to hear the encoder."""
 
     n_layers: int = 2
     """Causal blocks."""
@@ -160,12 +161,43 @@ class DecoderConfig:
     """Dropout on the embeddings and on each residual branch."""
     mixer: MixerConfig = field(default_factory=MixerConfig)
     """The mixer over the text, and the one of the cross-connection."""
+    listening: Listening = "state"
+    """state: a Mamba-cross-connection has read the whole recording before the text; window: each token hears the
+    states around the place where CTC expects the next one, weighted by what it asks for."""
+    window_before: int = 12
+    """window: states heard before that place."""
+    window_after: int = 24
+    """window: states heard from that place on."""
+    tied_embedding: bool = False
+    """What comes next is told by the tokens' own embeddings, not by a projection of its own."""
 
     def __post_init__(self) -> None:
-        _check_positive(self, "n_layers")
+        _check_positive(self, "n_layers", "window_after")
+        _check_choice("listening", self.listening, Listening)
+        if self.window_before < 0:
+            raise ValueError(f"window_before ({self.window_before}) must not be negative")
         _check_probability(self, "dropout")
         if self.d_ff < 0:
             raise ValueError(f"d_ff ({self.d_ff}) must be 0 (none) or positive")
+
+
+@dataclass(frozen=True)
+class CTCConfig:
+    """The CTC head: blocks that it alone has on top of the encoder, and its pieces."""
+
+    n_layers: int = 0
+    """Bidirectional blocks, as the encoder's but with one group; above 0, the encoder ends without a norm, and CTC and
+    decoder each have one of their own."""
+    vocab_size: int = 0
+    """The first ids of the vocabulary, in which CTC spells all tokens; 0: it says whole tokens, as the decoder does."""
+    longest_spelling: int = 1
+    """Pieces of the token that takes most."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "vocab_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        _check_positive(self, "longest_spelling")
 
 
 @dataclass(frozen=True)
@@ -183,7 +215,7 @@ class SearchConfig:
     ctc_weight: float = 0.5
     """rescoring, joint: the CTC head's share of a text's score, from 0 to 1; the decoder has the rest."""
     length_bonus: float = 0.0
-    """rescoring, joint: added to a text's score for each token, or the decoder would leave words out."""
+    """rescoring, joint: added to a text's score for each piece, or the decoder would leave words out."""
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)
@@ -208,6 +240,8 @@ class ModelConfig:
     """Speech to states."""
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     """States and text so far to the next token."""
+    ctc: CTCConfig = field(default_factory=CTCConfig)
+    """States to pieces."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """Default search."""
 
@@ -215,6 +249,12 @@ class ModelConfig:
         _check_positive(self, "d_model")
         if self.vocab_size < 5:
             raise ValueError(f"vocab_size ({self.vocab_size}) must be at least 5: four special ids and one piece")
+        if self.ctc.vocab_size > self.vocab_size:
+            raise ValueError(f"ctc.vocab_size ({self.ctc.vocab_size}) must not exceed vocab_size ({self.vocab_size})")
+        if self.decoder.listening == "window" and self.d_model % self.decoder.mixer.head_dim:
+            raise ValueError(
+                f"decoder.mixer.head_dim ({self.decoder.mixer.head_dim}) must divide d_model ({self.d_model})"
+            )
         for part, mixer in (("encoder", self.encoder.mixer), ("decoder", self.decoder.mixer)):
             d_inner = mixer.expand * self.d_model
             if mixer.kind == "mamba2" and d_inner % mixer.head_dim:
@@ -222,6 +262,11 @@ class ModelConfig:
             heads = d_inner // mixer.head_dim
             if mixer.kind == "mamba2" and mixer.groups and heads % mixer.groups:
                 raise ValueError(f"{part}.mixer.groups ({mixer.groups}) must divide the number of heads ({heads})")
+
+    @property
+    def ctc_vocab_size(self) -> int:
+        """Ids that the CTC head tells apart."""
+        return self.ctc.vocab_size or self.vocab_size
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts and numbers, for JSON."""

@@ -1,6 +1,10 @@
 """One way in for every search."""
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from samba_asr.config import SearchConfig
@@ -8,6 +12,7 @@ from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy
 from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.rescoring import rescore
+from samba_asr.decoding.spelling import spelling_tree
 from samba_asr.decoding.stretches import LONGEST_SECONDS, Stretch, cut_at_blanks, stretch_batches
 from samba_asr.model.asr import SambaASR
 
@@ -20,55 +25,67 @@ def search_tokens(
     Returns a list of tokens an utterance, without special ones but, where the search chose it, the unknown. Where the
     decoder takes part, an utterance of more than ``LONGEST_SECONDS`` is cut at pauses and its stretches' tokens joined.
     """
+    log_probs = model.ctc_log_probs(encoder_out, encoder_lengths)
     if config.search == "ctc":
-        return ctc_greedy(model.ctc_log_probs(encoder_out), encoder_lengths)
+        return ctc_greedy(log_probs, encoder_lengths)
+    said = log_probs.detach().cpu().numpy()
     longest = round(LONGEST_SECONDS / model.seconds_per_state)
     if not (encoder_lengths > longest).any():
-        return _decoder_search(model, encoder_out, encoder_lengths, config)
+        return _decoder_search(model, encoder_out, encoder_lengths, said, config)
     tokens: list[list[int]] = [[] for _ in encoder_out]
-    stretches = _cut(model, encoder_out, encoder_lengths, longest)
+    stretches = _cut(said, encoder_lengths, longest)
     for batch, states, lengths in stretch_batches(encoder_out, stretches):
         # A piece that begins a word says so itself: joined, the last and the first word stay two.
-        for stretch, found in zip(batch, _decoder_search(model, states, lengths, config), strict=True):
+        parts = [said[stretch.row, stretch.start : stretch.end] for stretch in batch]
+        for stretch, found in zip(batch, _decoder_search(model, states, lengths, parts, config), strict=True):
             tokens[stretch.row] += found
     return tokens
 
 
-def _cut(model: SambaASR, encoder_out: Tensor, encoder_lengths: Tensor, longest: int) -> list[Stretch]:
+def _cut(log_probs: NDArray[np.floating], encoder_lengths: Tensor, longest: int) -> list[Stretch]:
     """Return the stretches of every utterance, in order."""
-    stretches = []
-    for row, length in enumerate(encoder_lengths.tolist()):
-        # One utterance at a time: log-probabilities are many times larger than states.
-        log_probs = model.ctc_log_probs(encoder_out[row, :length]).detach().cpu().numpy()
-        stretches += [Stretch(row, start, end) for start, end in cut_at_blanks(log_probs, length, longest)]
-    return stretches
+    return [
+        Stretch(row, start, end)
+        for row, length in enumerate(encoder_lengths.tolist())
+        for start, end in cut_at_blanks(log_probs[row, :length], length, longest)
+    ]
 
 
 def _decoder_search(
-    model: SambaASR, encoder_out: Tensor, encoder_lengths: Tensor, config: SearchConfig
+    model: SambaASR,
+    encoder_out: Tensor,
+    encoder_lengths: Tensor,
+    log_probs: Sequence[NDArray[np.floating]] | NDArray[np.floating],
+    config: SearchConfig,
 ) -> list[list[int]]:
-    """As :func:`search_tokens`, by the searches in which the decoder takes part, each utterance as a whole."""
+    """As :func:`search_tokens`, by the searches in which the decoder takes part, each utterance as a whole; log_probs:
+    what CTC says of each, (states, vocab_size)."""
+    utterances = [row[:length] for row, length in zip(log_probs, encoder_lengths.tolist(), strict=True)]
     if config.search == "joint":
-        return _joint(model, encoder_out, encoder_lengths, config)
+        return _joint(model, encoder_out, encoder_lengths, utterances, config)
+    if model.decoder.listening == "window":
+        raise ValueError(f"search {config.search!r} needs a decoder that reads whole recordings; use joint or ctc")
     if config.search == "rescoring":
-        log_probs = model.ctc_log_probs(encoder_out).detach().cpu().numpy()
-        n_best = [
-            ctc_prefix_beam(utterance[:length], config.beam_size)
-            for utterance, length in zip(log_probs, encoder_lengths.tolist(), strict=True)
-        ]
+        n_best = [ctc_prefix_beam(utterance, config.beam_size) for utterance in utterances]
         return rescore(model.decoder, encoder_out, encoder_lengths, n_best, config.ctc_weight, config.length_bonus)
     seconds = encoder_lengths * model.seconds_per_state
     max_tokens = torch.ceil(seconds * config.max_tokens_per_second).to(torch.int64)
     return autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens)
 
 
-def _joint(model: SambaASR, encoder_out: Tensor, encoder_lengths: Tensor, config: SearchConfig) -> list[list[int]]:
+def _joint(
+    model: SambaASR,
+    encoder_out: Tensor,
+    encoder_lengths: Tensor,
+    utterances: Sequence[NDArray[np.floating]],
+    config: SearchConfig,
+) -> list[list[int]]:
     """As :func:`_decoder_search`, one utterance after the other."""
-    log_probs = model.ctc_log_probs(encoder_out).detach().cpu().numpy()
     memory = model.decoder.read_memory(encoder_out, encoder_lengths)
+    tree = spelling_tree(model.spellings, model.config.ctc_vocab_size)
+    settings = (config.beam_size, config.ctc_weight, config.length_bonus)
     found = []
-    for row, length in enumerate(encoder_lengths.tolist()):
+    for row, log_probs in enumerate(utterances):
         state = memory.reorder(torch.tensor([row], device=encoder_out.device))
-        settings = (config.beam_size, config.ctc_weight, config.length_bonus)
-        found.append(list(joint_beam(log_probs[row, :length], model.decoder, state, *settings)[0].tokens))
+        found.append(list(joint_beam(log_probs, model.decoder, state, *settings, tree=tree)[0].tokens))
     return found

@@ -1,20 +1,27 @@
 """The whole recogniser: log-mel, encoder, CTC head, decoder, and their joint loss."""
 
+import dataclasses
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from samba_asr.audio.features import LogMel
 from samba_asr.config import ModelConfig
+from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.decoder import Decoder
-from samba_asr.model.encoder import Encoder
+from samba_asr.model.encoder import Encoder, EncoderBlock
 from samba_asr.ssm.padding import valid_mask
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 IGNORED = -100
 """Target of padding in the decoder's loss."""
+PLACE_JITTER = 2
+"""States by which places are shifted at random in training: no search places its windows as well as a transcript."""
 
 
 class Losses(NamedTuple):
@@ -37,8 +44,17 @@ class SambaASR(nn.Module):
         self.config = config
         self.features = LogMel(config.features, mel_filters)
         self.encoder = Encoder(config)
-        self.ctc_head = nn.Linear(config.d_model, config.vocab_size)
+        mixer = dataclasses.replace(config.encoder.mixer, groups=1)
+        self.ctc_blocks = nn.ModuleList(EncoderBlock(config, mixer, 0.0) for _ in range(config.ctc.n_layers))
+        self.ctc_norm = nn.LayerNorm(config.d_model) if config.ctc.n_layers else nn.Identity()
+        self.ctc_head = nn.Linear(config.d_model, config.ctc_vocab_size)
         self.decoder = Decoder(config)
+        self.spellings: Tensor | None = None
+        if config.ctc.vocab_size:
+            spellings = torch.full((config.vocab_size, config.ctc.longest_spelling), -1, dtype=torch.int16)
+            spellings[: config.ctc.vocab_size, 0] = torch.arange(config.ctc.vocab_size)
+            del self.spellings
+            self.register_buffer("spellings", spellings)
 
     @property
     def seconds_per_state(self) -> float:
@@ -63,10 +79,28 @@ class SambaASR(nn.Module):
         encoder_out, encoder_lengths = self.encoder(features, feature_lengths, chunk, outputs=outputs)
         return encoder_out, encoder_lengths
 
-    def ctc_log_probs(self, encoder_out: Tensor) -> Tensor:
-        """(batch, states, d_model) to log-probabilities (batch, states, vocab_size), float32 at least."""
-        logits: Tensor = self.ctc_head(encoder_out)
+    def ctc_log_probs(
+        self, encoder_out: Tensor, encoder_lengths: Tensor | None = None, chunk: int | None = None
+    ) -> Tensor:
+        """(batch, states, d_model) to log-probabilities (batch, states, CTC's vocab_size), float32 at least; chunk: as
+        in :meth:`Encoder.forward`, for blocks that CTC has of its own."""
+        x = encoder_out
+        for block in self.ctc_blocks:
+            x, _ = block(x, encoder_lengths, chunk)
+        logits: Tensor = self.ctc_head(self.ctc_norm(x))
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+    def spell(self, tokens: Tensor, token_lengths: Tensor) -> tuple[list[list[int]], list[list[int]]]:
+        """Return the pieces in which CTC says each text, and how many each of its tokens takes.
+
+        tokens: (batch, tokens) int64 without begin and end; token_lengths: (batch,) int64.
+        """
+        texts = [row[:length] for row, length in zip(tokens.tolist(), token_lengths.tolist(), strict=True)]
+        if self.spellings is None:
+            return texts, [[1] * len(text) for text in texts]
+        spelt = [[row[row >= 0] for row in self.spellings[text].cpu()] for text in texts]
+        pieces = [torch.cat(rows).tolist() if rows else [] for rows in spelt]
+        return pieces, [[len(row) for row in rows] for rows in spelt]
 
     def loss(
         self,
@@ -102,21 +136,43 @@ class SambaASR(nn.Module):
         *,
         ctc_weight: float = 0.3,
         label_smoothing: float = 0.1,
+        chunk: int | None = None,
     ) -> Losses:
-        """As :meth:`loss`, from :meth:`encode`'s states. With ctc_weight 1 the decoder does not run; its loss is 0."""
+        """As :meth:`loss`, from :meth:`encode`'s states. With ctc_weight 1 the decoder does not run; its loss is 0.
+        CTC's loss is divided by the number of its pieces. chunk: as in :meth:`ctc_log_probs`."""
+        pieces, counts = self.spell(tokens, token_lengths)
+        lengths = torch.tensor([len(text) for text in pieces], device=tokens.device)
+        log_probs = self.ctc_log_probs(encoder_out, encoder_lengths, chunk)
         ctc = F.ctc_loss(
-            self.ctc_log_probs(encoder_out).transpose(0, 1),
-            tokens,
+            log_probs.transpose(0, 1),
+            torch.tensor([piece for text in pieces for piece in text], device=tokens.device, dtype=tokens.dtype),
             encoder_lengths,
-            token_lengths,
+            lengths,
             blank=BLANK_ID,
             reduction="sum",
             zero_infinity=True,
-        ) / token_lengths.sum().clamp_min(1)
+        ) / lengths.sum().clamp_min(1)
         if ctc_weight == 1:
             return Losses(ctc, ctc, torch.zeros_like(ctc))
-        decoder = self.decoder_loss(encoder_out, encoder_lengths, tokens, token_lengths, label_smoothing)
+        places = None
+        if self.decoder.listening == "window":
+            firsts = align(log_probs.detach().cpu().numpy(), encoder_lengths.tolist(), pieces)
+            places = self._places(firsts, counts, encoder_lengths)
+        decoder = self.decoder_loss(encoder_out, encoder_lengths, tokens, token_lengths, label_smoothing, places)
         return Losses(ctc_weight * ctc + (1 - ctc_weight) * decoder, ctc, decoder)
+
+    def _places(
+        self, firsts: list[NDArray[np.int64] | None], counts: list[list[int]], encoder_lengths: Tensor
+    ) -> Tensor:
+        """Return where the decoder listens, (batch, tokens + 1) int64."""
+        rows = [
+            torch.tensor(listening_places(first, count, length))
+            for first, count, length in zip(firsts, counts, encoder_lengths.tolist(), strict=True)
+        ]
+        places = pad_sequence(rows, batch_first=True)
+        if self.training:
+            places = places + torch.randint(-PLACE_JITTER, PLACE_JITTER + 1, places.shape)
+        return places.to(encoder_lengths.device)
 
     def decoder_loss(
         self,
@@ -125,10 +181,13 @@ class SambaASR(nn.Module):
         tokens: Tensor,
         token_lengths: Tensor,
         label_smoothing: float = 0.1,
+        places: Tensor | None = None,
     ) -> Tensor:
-        """Return the decoder's cross-entropy a token, end tokens counted; arguments as in :meth:`loss_from_states`."""
+        """Return the decoder's cross-entropy a token, end tokens counted; places: (batch, tokens + 1), as in
+        :meth:`Decoder.forward`; other arguments as in :meth:`loss_from_states`."""
         inputs, targets = decoder_pairs(tokens, token_lengths)
-        logits, _ = self.decoder(inputs, token_lengths + 1, self.decoder.read_memory(encoder_out, encoder_lengths))
+        memory = self.decoder.read_memory(encoder_out, encoder_lengths)
+        logits, _ = self.decoder(inputs, token_lengths + 1, memory, places)
         return F.cross_entropy(
             logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
             targets.flatten(),
@@ -139,7 +198,9 @@ class SambaASR(nn.Module):
     def text_loss(self, tokens: Tensor, token_lengths: Tensor, label_smoothing: float = 0.1) -> Tensor:
         """As :meth:`decoder_loss`, of text without a recording: the decoder as a language model."""
         nothing = self.ctc_head.weight.new_zeros(len(tokens), 0, self.config.d_model)
-        return self.decoder_loss(nothing, torch.zeros_like(token_lengths), tokens, token_lengths, label_smoothing)
+        places = tokens.new_zeros(len(tokens), tokens.shape[1] + 1)
+        lengths = torch.zeros_like(token_lengths)
+        return self.decoder_loss(nothing, lengths, tokens, token_lengths, label_smoothing, places)
 
 
 def decoder_pairs(tokens: Tensor, token_lengths: Tensor) -> tuple[Tensor, Tensor]:

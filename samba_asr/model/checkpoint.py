@@ -27,6 +27,10 @@ _ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     3: {"search": {"length_bonus": 0.0}},
     4: {"encoder": {"shared_projections": False}},
     5: {"encoder.mixer": {"groups": 1}, "decoder.mixer": {"groups": 1}, "encoder": {"ungrouped_layers": 0}},
+    6: {
+        "": {"ctc": {"n_layers": 0, "vocab_size": 0, "longest_spelling": 1}},
+        "decoder": {"listening": "state", "window_before": 12, "window_after": 24, "tied_embedding": False},
+    },
 }
 """Fields that a version of config.json added to a part of the model, with what older checkpoints take for them."""
 
@@ -51,6 +55,8 @@ def save_checkpoint(
         )
     config = {"format": _FORMAT, "version": CONFIG_VERSION, "model": model.config.to_dict()}
     tensors = {name: as_stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
+    for name in _tied(model.config):
+        del tensors[name]
     with replacing(folder / WEIGHTS_FILE) as path:
         path.write_bytes(save(tensors))  # save_file's is private to its owner
     tokenizer.save(folder / TOKENIZER_FILE)
@@ -86,7 +92,13 @@ def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> t
 
 def as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Return a model's tensor as :func:`save_checkpoint` writes it."""
-    exact = dtype is None or tensor.dim() < 2 or name.startswith("features.") or name.endswith("A_log")
+    exact = (
+        dtype is None
+        or not tensor.is_floating_point()
+        or tensor.dim() < 2
+        or name.startswith("features.")
+        or name.endswith("A_log")
+    )
     return tensor.detach().cpu().contiguous() if exact else tensor.detach().cpu().to(dtype).contiguous()
 
 
@@ -113,7 +125,7 @@ def _as_of_today(model: Any, version: int) -> Any:
     """Add to a model's config what later versions ask for; what is no config at all stays as it is."""
     for later in range(version + 1, CONFIG_VERSION + 1):
         for part, fields in _ADDED[later].items():
-            model = _with_fields(model, part.split("."), fields)
+            model = _with_fields(model, part.split(".") if part else [], fields)
     return model
 
 
@@ -138,9 +150,15 @@ def _read_model(path: Path, config: ModelConfig) -> SambaASR:
         model = SambaASR(config, filters)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    tensors |= {name: tensors[source] for name, source in _tied(config).items() if source in tensors}
     _check_tensors(path, model.state_dict(), tensors)
     model.load_state_dict(tensors)
     return model
+
+
+def _tied(config: ModelConfig) -> Mapping[str, str]:
+    """Return the tensors that are others under a second name, which a file holds once."""
+    return {"decoder.out_proj.weight": "decoder.embedding.weight"} if config.decoder.tied_embedding else {}
 
 
 def _check_tensors(path: Path, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:

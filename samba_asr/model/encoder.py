@@ -50,7 +50,7 @@ class Encoder(nn.Module):
             EncoderBlock(config, config.encoder.mixer_of(i), config.encoder.drop_path * i / max(n_layers - 1, 1))
             for i in range(n_layers)
         )
-        self.norm = nn.LayerNorm(config.d_model)
+        self.norm = nn.Identity() if config.ctc.n_layers else nn.LayerNorm(config.d_model)
 
     def forward(
         self,

@@ -113,7 +113,10 @@ class TrainingModule(lightning.LightningModule):
         self.spec_augment = SpecAugment(
             masks.n_time_masks, masks.time_mask_share, masks.n_freq_masks, masks.freq_mask_bands
         )
-        self._loss_settings = {"ctc_weight": config.ctc_weight, "label_smoothing": config.label_smoothing}
+        self._loss_settings: dict[str, Any] = {
+            "ctc_weight": config.ctc_weight,
+            "label_smoothing": config.label_smoothing,
+        }
         self._skipped_in_a_row = 0
         self._fit_started = time.monotonic()
         self._minutes_before = 0.0
@@ -170,10 +173,10 @@ class TrainingModule(lightning.LightningModule):
         outputs: list[Tensor] = []
         states, lengths = self.model.encode_features(features, lengths, chunk, outputs)
         settings = self._loss_settings if self._decoder_learns() else {**self._loss_settings, "ctc_weight": 1.0}
-        recordings = self.model.loss_from_states(states, lengths, tokens, token_lengths, **settings)
+        recordings = self.model.loss_from_states(states, lengths, tokens, token_lengths, chunk=chunk, **settings)
         consistency = None
         if views > 1:
-            divergence = consistency_loss(self.model.ctc_log_probs(states), lengths)
+            divergence = consistency_loss(self.model.ctc_log_probs(states, lengths, chunk), lengths)
             consistency = divergence / batch.token_lengths.sum().clamp_min(1)
         teacher = None
         (matching,) = self._matching

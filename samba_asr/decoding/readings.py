@@ -1,0 +1,173 @@
+"""What a decoder of tokens makes of pieces: every way to read a text's pieces as tokens, and the last one's begin.
+
+CTC lengthens texts by pieces and the decoder by tokens, which take one piece or several. Of a text that ends within a
+token, the decoder's score counts all tokens that go on like this; so it has its say about every piece.
+"""
+
+import math
+from collections.abc import Iterable, Set
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from samba_asr.decoding.spelling import SpellingTree
+from samba_asr.decoding.timing import Timing
+from samba_asr.model.decoder import Decoder, DecoderState
+from samba_asr.ssm.mixer import Move
+from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
+
+MARGIN = 4.0
+"""Nats below a text's best reading from which on another one is given up."""
+_LEAST = 1e-12
+"""Smallest share of all tokens that differences of sums tell from none."""
+
+
+class TokenPrefix:
+    """Tokens: one after others. Once the decoder has read them, it knows what may follow."""
+
+    __slots__ = ("_sums", "ending", "log_probs", "mentioned", "parent", "piece", "place", "score", "token")
+
+    def __init__(self, token: int, parent: "TokenPrefix | None", score: float, piece: int, mentioned: int) -> None:
+        """piece: its last one, mentioned: the state in which CTC first took that into account."""
+        self.token, self.parent, self.score = token, parent, score
+        self.piece, self.mentioned = piece, mentioned
+        self.place = -1
+        self.log_probs: NDArray[np.float64] | None = None
+        self.ending = -math.inf
+        self._sums: NDArray[np.float64] | None = None
+
+    def learn(self, log_probs: NDArray[np.float64], ending: float) -> None:
+        """Take what the decoder says: of the tokens in the tree's order, and of the end."""
+        self.log_probs, self.ending = log_probs, ending
+
+    def share(self, first: int, end: int) -> float:
+        """Return the probability of the tokens from one place in the tree's order to another."""
+        if self._sums is None:
+            assert self.log_probs is not None
+            self._sums = np.concatenate([[0.0], np.cumsum(np.exp(self.log_probs))])
+        return float(self._sums[end] - self._sums[first])
+
+
+Readings = dict[tuple[TokenPrefix, int], float]
+"""A text's readings: tokens and the node of what follows them, with their natural logarithms."""
+
+
+class Reader:
+    """The readings of the texts in a beam, by the texts' keys; the decoder's states of their tokens lie in a pool."""
+
+    def __init__(
+        self, decoder: Decoder, state: DecoderState, tree: SpellingTree, timing: Timing, margin: float = MARGIN
+    ) -> None:
+        """state: where the text starts, of this recording alone."""
+        self._decoder, self._tree, self._timing, self._margin = decoder, tree, timing, margin
+        self._device = decoder.embedding.weight.device
+        self._pool = state.reorder(torch.tensor([0, 0], device=self._device))  # a copy: the second is the text's start
+        self._free: list[int] = [0]
+        self._start = 1
+        self._live: set[TokenPrefix] = set()
+        self._readings: dict[int, Readings] = {}
+        self._scores: dict[int, float] = {}
+
+    def begin(self, key: int) -> None:
+        """Start the text, under a key."""
+        root = TokenPrefix(BOS_ID, None, 0.0, BLANK_ID, 0)
+        self._readings[key] = {(root, SpellingTree.ROOT): 0.0}
+        self._scores[key] = 0.0
+
+    def score(self, key: int) -> float:
+        """Return the natural logarithm of the decoder's probability of what a text begins with."""
+        return self._scores[key]
+
+    def knows(self, key: int) -> bool:
+        """Return whether a text has its readings here."""
+        return key in self._scores
+
+    def lengthen(self, key: int, parent: int, piece: int, state: int) -> None:
+        """Enter the text that is another one, which has been read, and a piece, mentioned in a state."""
+        found: Readings = {}
+        for prefix, number in self._readings[parent]:
+            child = self._tree.nodes[number].children.get(piece)
+            if child is None or prefix.log_probs is None:
+                continue
+            node = self._tree.nodes[child]
+            if node.first < node.end and (share := prefix.share(node.first, node.end)) > _LEAST:
+                found[prefix, child] = prefix.score + math.log(share)
+            if node.token is not None:
+                token = int(self._tree.order[node.token])
+                score = prefix.score + prefix.log_probs.item(node.token)
+                found[TokenPrefix(token, prefix, score, piece, state), SpellingTree.ROOT] = score
+        best = max(found.values(), default=-math.inf)
+        self._readings[key] = {reading: score for reading, score in found.items() if score >= best - self._margin}
+        self._scores[key] = _log_sum(self._readings[key].values())
+
+    def read(self, keys: Iterable[int], now: int) -> None:
+        """Let the decoder read what it has not, seen from a state, all at once."""
+        unread = [prefix for key in keys for prefix, _ in self._readings[key] if prefix.log_probs is None]
+        unread = list(dict.fromkeys(unread))
+        if not unread:
+            return
+        for prefix, (log_probs, ending) in zip(unread, self._step(unread, now), strict=True):
+            prefix.learn(log_probs, ending)
+
+    def final(self, key: int) -> float:
+        """Return a text's score, its end included; minus infinity where it ends within a token."""
+        return _log_sum(
+            prefix.score + prefix.ending for prefix, node in self._readings[key] if node == SpellingTree.ROOT
+        )
+
+    def keep(self, keys: Set[int]) -> None:
+        """Forget all texts but these."""
+        gone = self._readings.keys() - keys
+        for key in gone:
+            del self._readings[key], self._scores[key]
+        if not gone:
+            return
+        wanted = {prefix for readings in self._readings.values() for prefix, _ in readings}
+        wanted |= {prefix.parent for prefix in wanted if prefix.log_probs is None and prefix.parent is not None}
+        self._free += [prefix.place for prefix in self._live - wanted]
+        self._live &= wanted
+
+    def _step(self, prefixes: list[TokenPrefix], now: int) -> Iterable[tuple[NDArray[np.float64], float]]:
+        """Let tokens follow what lies in the pool, and keep what comes of it."""
+        while len(self._free) < len(prefixes):
+            size = 1 + len(self._free) + len(self._live)
+            self._pool = self._pool.reorder(torch.arange(2 * size, device=self._device) % size)
+            self._free += range(size, 2 * size)
+        sources = [self._start if prefix.parent is None else prefix.parent.place for prefix in prefixes]
+        for prefix in prefixes:
+            prefix.place = self._free.pop()
+        self._live.update(prefixes)
+        rows = [
+            [prefix.token for prefix in prefixes],
+            sources,
+            [prefix.place for prefix in prefixes],
+            [self._listen(prefix, now) for prefix in prefixes],
+        ]
+        tokens, origins, targets, places = (torch.tensor(row, device=self._device) for row in rows)
+        logits, self._pool = self._decoder.step(tokens, self._pool, Move(origins, targets), places)
+        log_probs = _log_probs(logits)
+        return zip(log_probs[:, self._tree.order], log_probs[:, EOS_ID].tolist(), strict=True)
+
+    def _listen(self, prefix: TokenPrefix, now: int) -> int:
+        if prefix.parent is None:
+            return self._timing.begin()
+        return self._timing.after(prefix.piece, prefix.mentioned, now)
+
+
+def _log_sum(scores: Iterable[float]) -> float:
+    values = list(scores)
+    if len(values) == 1:
+        return values[0]
+    best = max(values, default=-math.inf)
+    if best == -math.inf:
+        return best
+    return best + math.log(sum(math.exp(value - best) for value in values))
+
+
+def _log_probs(logits: torch.Tensor) -> NDArray[np.float64]:
+    """(batch, vocab_size): without the tokens that no text holds."""
+    logits = logits.double()
+    logits[:, [BLANK_ID, BOS_ID]] = torch.finfo(torch.float32).min  # finite, or a weight of 0 would make NaN of it
+    result: NDArray[np.float64] = logits.log_softmax(-1).cpu().numpy()
+    return result
