@@ -44,16 +44,23 @@ class Transcriber:
         beam_size: int | None = None,
         ctc_weight: float | None = None,
         length_bonus: float | None = None,
+        spelling_weight: float | None = None,
     ) -> "Transcriber":
         """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
 
-        search, beam_size, ctc_weight, length_bonus: instead of the checkpoint's (see :class:`SearchConfig`). Raises
-        FileNotFoundError where there is no such model, ValueError for a broken one, a device that this machine lacks,
-        or a setting of the search that cannot be.
+        search, beam_size, ctc_weight, length_bonus, spelling_weight: instead of the checkpoint's (see
+        :class:`SearchConfig`). Raises FileNotFoundError where there is no such model, ValueError for a broken one, a
+        device that this machine lacks, or a setting of the search that cannot be.
         """
         folder = resolve_model(model)
         recogniser, tokenizer = load_checkpoint(folder, device=_usable_device(device))
-        given = {"search": search, "beam_size": beam_size, "ctc_weight": ctc_weight, "length_bonus": length_bonus}
+        given = {
+            "search": search,
+            "beam_size": beam_size,
+            "ctc_weight": ctc_weight,
+            "length_bonus": length_bonus,
+            "spelling_weight": spelling_weight,
+        }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(recogniser.config.search, **changes)
         return cls(recogniser, tokenizer, config, name=folder.resolve().name)

@@ -64,6 +64,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--length-bonus", type=float, metavar="B", help="rescoring, joint: added for each token (the checkpoint's)"
     )
     parser.add_argument(
+        "--spelling-weight",
+        type=float,
+        metavar="P",
+        help="joint: power of CTC's choice among pieces (the checkpoint's)",
+    )
+    parser.add_argument(
         "--batch-seconds", type=positive_int, default=60, metavar="S", help="audio in a batch, padding included (60)"
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N utterances of each set")
@@ -175,6 +181,8 @@ def search_setting(search: SearchConfig) -> str:
     """Return what a reader needs to know of a search."""
     if search.search in ("rescoring", "joint"):
         settings = f"{search.beam_size} texts, CTC weight {search.ctc_weight}, length bonus {search.length_bonus}"
+        if search.search == "joint":
+            settings += f", spelling weight {search.spelling_weight}"
         return f"{search.search}, {settings}"
     return search.search
 
@@ -216,6 +224,7 @@ def run(arguments: Sequence[str]) -> int:
             beam_size=options.beam_size,
             ctc_weight=options.ctc_weight,
             length_bonus=options.length_bonus,
+            spelling_weight=options.spelling_weight,
         )
     except (OSError, ValueError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)

@@ -17,7 +17,7 @@ from samba_asr.model.decoder import Decoder, DecoderState
 from samba_asr.ssm.mixer import Move
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
-MARGIN = 4.0
+MARGIN = 2.5
 """Nats below a text's best reading from which on another one is given up."""
 _LEAST = 1e-12
 """Smallest share of all tokens that differences of sums tell from none."""
@@ -36,6 +36,11 @@ class TokenPrefix:
         self.log_probs: NDArray[np.float64] | None = None
         self.ending = -math.inf
         self._sums: NDArray[np.float64] | None = None
+
+    @property
+    def read(self) -> bool:
+        """Whether the decoder has read them."""
+        return self.log_probs is not None
 
     def learn(self, log_probs: NDArray[np.float64], ending: float) -> None:
         """Take what the decoder says: of the tokens in the tree's order, and of the end."""
@@ -68,6 +73,7 @@ class Reader:
         self._live: set[TokenPrefix] = set()
         self._readings: dict[int, Readings] = {}
         self._scores: dict[int, float] = {}
+        self._grown: dict[int, dict[int, float]] = {}
 
     def begin(self, key: int) -> None:
         """Start the text, under a key."""
@@ -79,9 +85,9 @@ class Reader:
         """Return the natural logarithm of the decoder's probability of what a text begins with."""
         return self._scores[key]
 
-    def knows(self, key: int) -> bool:
-        """Return whether a text has its readings here."""
-        return key in self._scores
+    def at_most(self, parent: int, piece: int) -> float:
+        """Return the score that a text will have with another piece, or one that it cannot exceed."""
+        return self._grown.get(parent, {}).get(piece, self._scores[parent])
 
     def lengthen(self, key: int, parent: int, piece: int, state: int) -> None:
         """Enter the text that is another one, which has been read, and a piece, mentioned in a state."""
@@ -97,18 +103,29 @@ class Reader:
                 token = int(self._tree.order[node.token])
                 score = prefix.score + prefix.log_probs.item(node.token)
                 found[TokenPrefix(token, prefix, score, piece, state), SpellingTree.ROOT] = score
-        best = max(found.values(), default=-math.inf)
-        self._readings[key] = {reading: score for reading, score in found.items() if score >= best - self._margin}
+        self._readings[key] = self._likely(found)
         self._scores[key] = _log_sum(self._readings[key].values())
+        self._grown.setdefault(parent, {})[piece] = self._scores[key]
 
-    def read(self, keys: Iterable[int], now: int) -> None:
-        """Let the decoder read what it has not, seen from a state, all at once."""
-        unread = [prefix for key in keys for prefix, _ in self._readings[key] if prefix.log_probs is None]
-        unread = list(dict.fromkeys(unread))
+    def _likely(self, found: Readings) -> Readings:
+        """Give up readings that are far behind; not the best one of whole tokens, with which a text may end."""
+        least = max(found.values(), default=-math.inf) - self._margin
+        whole = [(score, prefix) for (prefix, node), score in found.items() if node == SpellingTree.ROOT]
+        kept = max(whole, key=lambda each: each[0])[1] if whole else None
+        return {reading: score for reading, score in found.items() if score >= least or reading[0] is kept}
+
+    def read(self, keys: Iterable[int], now: int, ending: bool = False) -> None:
+        """Let the decoder read what it has not, seen from a state, all at once; readings that are far behind only where
+        the text ends."""
+        unread: dict[TokenPrefix, None] = {}
+        for key in keys:
+            readings = self._readings[key]
+            least = -math.inf if ending else max(readings.values(), default=0.0) - self._margin
+            unread |= {prefix: None for (prefix, _), score in readings.items() if score >= least and not prefix.read}
         if not unread:
             return
-        for prefix, (log_probs, ending) in zip(unread, self._step(unread, now), strict=True):
-            prefix.learn(log_probs, ending)
+        for prefix, (log_probs, ends) in zip(unread, self._step(list(unread), now), strict=True):
+            prefix.learn(log_probs, ends)
 
     def final(self, key: int) -> float:
         """Return a text's score, its end included; minus infinity where it ends within a token."""
@@ -121,10 +138,11 @@ class Reader:
         gone = self._readings.keys() - keys
         for key in gone:
             del self._readings[key], self._scores[key]
+            self._grown.pop(key, None)
         if not gone:
             return
         wanted = {prefix for readings in self._readings.values() for prefix, _ in readings}
-        wanted |= {prefix.parent for prefix in wanted if prefix.log_probs is None and prefix.parent is not None}
+        wanted |= {prefix.parent for prefix in wanted if not prefix.read and prefix.parent is not None}
         self._free += [prefix.place for prefix in self._live - wanted]
         self._live &= wanted
 

@@ -83,7 +83,7 @@ def _joint(
     """As :func:`_decoder_search`, one utterance after the other."""
     memory = model.decoder.read_memory(encoder_out, encoder_lengths)
     tree = spelling_tree(model.spellings, model.config.ctc_vocab_size)
-    settings = (config.beam_size, config.ctc_weight, config.length_bonus)
+    settings = (config.beam_size, config.ctc_weight, config.length_bonus, config.spelling_weight)
     found = []
     for row, log_probs in enumerate(utterances):
         state = memory.reorder(torch.tensor([row], device=encoder_out.device))

@@ -29,6 +29,7 @@ _ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     5: {"encoder.mixer": {"groups": 1}, "decoder.mixer": {"groups": 1}, "encoder": {"ungrouped_layers": 0}},
     6: {
         "": {"ctc": {"n_layers": 0, "vocab_size": 0, "longest_spelling": 1}},
+        "search": {"spelling_weight": 1.0},
         "decoder": {"listening": "state", "window_before": 12, "window_after": 24, "tied_embedding": False},
     },
 }

@@ -71,9 +71,12 @@ class Window(nn.Module):
             return nothing
         around = heard.values[heard.rows[:, None, None], states.clamp(0, heard.values.shape[1] - 1)]
         values, salience = around.split([self.heads * self.head_dim, self.heads], -1)
-        scores = (self.kernel(x).unflatten(-1, (self.size, self.heads)) + salience).float()
+        # of two dimensions, as Linear's kernel for few rows wants them
+        kernel = self.kernel(x.flatten(0, 1)).view(*x.shape[:2], self.size, self.heads)
+        scores = kernel + salience
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         outside = ~inside.unsqueeze(-1)
         weights = scores.masked_fill(outside, -1e9).softmax(-2).masked_fill(outside, 0.0).to(values.dtype)
         mixed = torch.einsum("btkh,btkhd->bthd", weights, values.unflatten(-1, (self.heads, self.head_dim)))
-        said: Tensor = self.out_proj(mixed.flatten(-2))
+        said: Tensor = self.out_proj(mixed.flatten(0, 1).flatten(-2)).view_as(x)
         return said

@@ -1,0 +1,308 @@
+"""Joint search with a decoder of longer tokens than CTC's pieces: against every text, and every way to read it."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from model_fixture import CONFIG
+
+from samba_asr.config import CTCConfig
+from samba_asr.decoding.joint import joint_beam
+from samba_asr.decoding.readings import Reader
+from samba_asr.decoding.spelling import spelling_tree
+from samba_asr.decoding.timing import Timing
+from samba_asr.model.alignment import align, listening_places
+from samba_asr.model.asr import SambaASR
+from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
+
+PIECES = [1, 4, 5, 6]
+SPELLINGS = {1: (1,), 4: (4,), 5: (5,), 6: (6,), 7: (4, 5), 8: (4, 5, 6), 9: (5, 5), 10: (6, 4, 5, 4)}
+"""Of all tokens that a text may hold."""
+WIDE = 10_000
+PLACE = 2
+"""Where a window listens if nothing else is said."""
+
+
+def build(listening, kind="mamba2"):
+    decoder = replace(
+        CONFIG.decoder,
+        listening=listening,
+        window_before=3,
+        window_after=5,
+        mixer=replace(CONFIG.decoder.mixer, kind=kind),
+    )
+    config = replace(CONFIG, vocab_size=11, decoder=decoder, ctc=CTCConfig(vocab_size=7, longest_spelling=4))
+    model = SambaASR(config).eval().double()
+    for token, pieces in SPELLINGS.items():
+        model.spellings[token, : len(pieces)] = torch.tensor(pieces)
+    with torch.no_grad():  # random decoders say much the same always: spread their answers
+        model.decoder.out_proj.weight *= 4
+        if listening == "window":
+            for layer in (model.decoder.blocks[0].cross.kernel, model.decoder.blocks[0].cross.salience):
+                layer.weight.normal_(std=0.3)
+    return model
+
+
+@pytest.fixture(params=[("state", "mamba"), ("state", "mamba2"), ("window", "mamba2")], ids="-".join)
+def model(request):
+    return build(*request.param)
+
+
+@pytest.fixture
+def one_place(monkeypatch):
+    """A search that listens in one place always: then its decoder's scores depend on the text alone."""
+    monkeypatch.setattr(Timing, "begin", lambda self: PLACE)
+    monkeypatch.setattr(Timing, "after", lambda self, *args: PLACE)
+
+
+@pytest.fixture
+def all_readings(monkeypatch):
+    """A search that gives up no reading."""
+    *others, margin = Reader.__init__.__defaults__
+    assert not others and margin < math.inf
+    monkeypatch.setattr(Reader.__init__, "__defaults__", (math.inf,))
+
+
+def random_case(model, states, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(states, 7, generator=generator, dtype=torch.float64)
+    encoder_out = torch.randn(1, max(states, 1), CONFIG.d_model, generator=generator, dtype=torch.float64)
+    return logits.log_softmax(-1).numpy(), model.decoder.read_memory(encoder_out, torch.tensor([states]))
+
+
+class Oracle:
+    """The decoder's scores of texts in pieces, from all ways to read them, a token at a time."""
+
+    def __init__(self, model, start):
+        self.model, self.start, self.known = model, start, {}
+
+    def follows(self, tokens):
+        """Return the log-probabilities of what follows some tokens, and the state after them."""
+        if tokens not in self.known:
+            state = self.follows(tokens[:-1])[1] if tokens else self.start
+            read = torch.tensor([tokens[-1] if tokens else BOS_ID])
+            logits, state = self.model.decoder.step(read, state, places=torch.tensor([PLACE]))
+            logits[:, [BLANK_ID, BOS_ID]] = -torch.inf
+            self.known[tokens] = logits.log_softmax(-1)[0].tolist(), state
+        return self.known[tokens]
+
+    def score(self, tokens):
+        return sum(self.follows(tokens[:i])[0][token] for i, token in enumerate(tokens))
+
+    def said(self, text):
+        """Return the log-probability of a whole text."""
+        return math.log(
+            math.fsum(math.exp(self.score(tokens) + self.follows(tokens)[0][EOS_ID]) for tokens in readings(text))
+        )
+
+    def begun(self, text):
+        """Return the log-probability that what is said begins with a text."""
+        return math.log(
+            math.fsum(
+                math.exp(self.score(tokens) + self.follows(tokens)[0][last])
+                for end in range(len(text))
+                for tokens in readings(text[:end])
+                for last, spelt in SPELLINGS.items()
+                if spelt[: len(text) - end] == text[end:]
+            )
+        )
+
+
+def readings(text):
+    """Return every sequence of tokens that is spelt like a text."""
+    if not text:
+        return [()]
+    return [
+        (token, *rest)
+        for token, spelt in SPELLINGS.items()
+        if text[: len(spelt)] == spelt
+        for rest in readings(text[len(spelt) :])
+    ]
+
+
+def every_text(log_probs):
+    """Return each text's log-probability under CTC, from all paths without begin and end, one by one."""
+    texts = {}
+    for path in itertools.product([BLANK_ID, *PIECES], repeat=len(log_probs)):
+        text = tuple(piece for piece, _ in itertools.groupby(path) if piece != BLANK_ID)
+        texts.setdefault(text, []).append(math.exp(sum(row[piece] for row, piece in zip(log_probs, path, strict=True))))
+    return {text: math.log(math.fsum(probs)) for text, probs in texts.items()}
+
+
+def tree_of(model):
+    return spelling_tree(model.spellings, model.config.ctc_vocab_size)
+
+
+def test_the_oracle_reads_by_hand():
+    assert sorted(readings((4, 5, 6, 4))) == [(4, 5, 6, 4), (7, 6, 4), (8, 4)]
+    assert sorted(readings((5, 5, 5))) == [(5, 5, 5), (5, 9), (9, 5)]
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("one_place", "all_readings")
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(("states", "length_bonus"), [(0, 0.0), (1, 2.0), (4, 0.0), (4, 2.0)])
+def test_a_beam_that_drops_nothing_is_exact(model, states, ctc_weight, length_bonus):
+    log_probs, state = random_case(model, states, states)
+    oracle = Oracle(model, state)
+    expected = {
+        text: ctc_weight * log_prob + (1 - ctc_weight) * oracle.said(text) + length_bonus * len(text)
+        for text, log_prob in every_text(log_probs).items()
+    }
+    found = joint_beam(
+        log_probs, model.decoder, state, WIDE, ctc_weight, length_bonus, margin=math.inf, tree=tree_of(model)
+    )
+    assert len(found) == len(expected)
+    assert [h.log_prob for h in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-9)
+    for hypothesis in found:
+        assert hypothesis.log_prob == pytest.approx(expected[hypothesis.tokens], abs=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("one_place", "all_readings")
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_what_a_narrow_beam_finds_has_all_its_readings(model, beam_size):
+    """Texts are forgotten and their places in the pool used again; with all the weight on the decoder, a text's score
+    does not depend on which of CTC's paths are left."""
+    lengths = []
+    for seed in range(3):
+        log_probs, state = random_case(model, 12, seed)
+        oracle = Oracle(model, state)
+        found = joint_beam(log_probs, model.decoder, state, beam_size, 0.0, 2.0, margin=math.inf, tree=tree_of(model))
+        assert len(found) == beam_size
+        lengths.append(len(found[0].tokens))
+        for text, score in found:
+            assert score == pytest.approx(oracle.said(text) + 2.0 * len(text), abs=1e-8)
+    assert max(lengths) > 4
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("one_place")
+@pytest.mark.parametrize("seed", range(4))
+def test_every_prefix_is_judged_by_all_tokens_that_go_on_like_it(model, seed):
+    text = tuple(np.random.default_rng(seed).choice([4, 5, 6], 8, p=[0.3, 0.4, 0.3]).tolist())
+    log_probs, state = random_case(model, 3, seed)
+    oracle = Oracle(model, state)
+    reader = Reader(model.decoder, state, tree_of(model), Timing(log_probs), margin=math.inf)
+    reader.begin(0)
+    assert reader.score(0) == 0.0
+    for size in range(1, len(text) + 1):
+        reader.read([size - 1], 0)
+        reader.lengthen(size, size - 1, text[size - 1], 0)
+        assert reader.score(size) == pytest.approx(oracle.begun(text[:size]), abs=1e-8)
+        if size % 3 == 0:
+            reader.keep({size})
+    reader.read([len(text)], 3)
+    assert reader.final(len(text)) == pytest.approx(oracle.said(text), abs=1e-8)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("one_place")
+def test_what_goes_on_from_a_forgotten_text_still_knows_it(model):
+    """Text 4, 1 is read after text 4 is forgotten and another one was read, in a place that was free."""
+    log_probs, state = random_case(model, 3, 0)
+    oracle = Oracle(model, state)
+    reader = Reader(model.decoder, state, tree_of(model), Timing(log_probs), math.inf)
+    reader.begin(0)
+    reader.read([0], 0)
+    reader.lengthen(1, 0, 4, 0)
+    reader.lengthen(2, 0, 5, 0)
+    reader.read([1], 1)
+    reader.lengthen(3, 1, 1, 1)
+    reader.keep({2, 3})
+    for key, text in ((2, (5,)), (3, (4, 1))):
+        reader.read([key], 2)
+        assert reader.final(key) == pytest.approx(oracle.said(text), abs=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("one_place")
+def test_a_reading_far_below_the_best_is_given_up(model):
+    log_probs, state = random_case(model, 3, 0)
+    oracle, text = Oracle(model, state), (4, 5, 6, 4, 5)
+
+    def final(margin):
+        reader = Reader(model.decoder, state, tree_of(model), Timing(log_probs), margin)
+        reader.begin(0)
+        for size, piece in enumerate(text, 1):
+            reader.read([size - 1], 0)
+            reader.lengthen(size, size - 1, piece, 0)
+        reader.read([len(text)], 3)
+        return reader.final(len(text))
+
+    scores = [final(margin) for margin in (0.0, 1.0, 4.0, 40.0)]
+    assert scores == sorted(scores) and scores[0] < scores[-1]
+    assert scores[-1] == pytest.approx(oracle.said(text), abs=1e-8)
+
+
+@torch.no_grad()
+def test_a_text_that_no_token_goes_on_with():
+    model = build("state")
+    log_probs, state = random_case(model, 3, 0)
+    reader = Reader(model.decoder, state, spelling_tree(model.spellings[[0, 0, 0, 0, 10]], 7), Timing(log_probs))
+    reader.begin(0)
+    reader.read([0], 0)
+    for key, (parent, piece) in enumerate([(0, 5), (1, 5), (0, 6), (3, 4)], 1):
+        reader.lengthen(key, parent, piece, 0)
+    assert [reader.score(key) for key in (1, 2)] == [-math.inf, -math.inf]
+    assert reader.score(3) == pytest.approx(reader.score(4)) and reader.score(4) > -math.inf
+    reader.read([1, 2, 3, 4], 3)
+    assert [reader.final(key) for key in (1, 2, 3, 4)] == [-math.inf] * 4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("seed", range(5))
+def test_where_ctc_is_sure_it_listens_as_training_does(seed):
+    """With one text to choose from and one way to read it, its score is that of its alignment's places."""
+    model = build("window")
+    random = np.random.default_rng(seed)
+    states = np.sort(random.choice(np.arange(1, 60), 8, replace=False)).tolist()
+    pieces = (4 + random.integers(1, 3, 8).cumsum() % 3).tolist()  # none twice in a row
+    probs = np.full((60, 7), 1e-5)
+    for state in range(60):
+        probs[state, dict(zip(states, pieces, strict=True)).get(state, BLANK_ID)] = 1 - 6e-5
+    log_probs = np.log(probs)
+    start = model.decoder.read_memory(torch.randn(1, 60, CONFIG.d_model, dtype=torch.float64), torch.tensor([60]))
+    tree = spelling_tree(torch.where(torch.arange(11)[:, None] < 7, model.spellings, -1), 7)
+    (found,) = joint_beam(log_probs, model.decoder, start, 4, 0.7, tree=tree)
+    assert found.tokens == tuple(pieces)
+    (firsts,) = align(log_probs[None], [60], [pieces])
+    places = torch.tensor([listening_places(firsts, [1] * 8, 60)])
+    targets = torch.tensor([[*pieces, EOS_ID]])
+
+    def total(places):
+        logits, _ = model.decoder(torch.tensor([[BOS_ID, *pieces]]), torch.tensor([9]), start, places)
+        logits[..., [BLANK_ID, BOS_ID]] = -torch.inf
+        said = logits.log_softmax(-1)[0].gather(1, targets.T).sum()
+        ctc = -F.ctc_loss(torch.from_numpy(log_probs)[:, None], targets[:, :-1], (60,), (8,), reduction="sum")
+        return float(0.7 * ctc + 0.3 * said)
+
+    assert found.log_prob == pytest.approx(total(places), abs=2e-3)
+    for token in range(9):  # each of them counts
+        assert abs(total(places + torch.eye(9)[token].long()) - found.log_prob) > 2e-3
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("all_readings")
+def test_hopeless_numbers_do_not_underflow(model):
+    log_probs = np.full((3, 7), -800.0)
+    log_probs[range(3), [4, 4, 6]] = -1e-3
+    _, state = random_case(model, 3, 0)
+    best = joint_beam(log_probs, model.decoder, state, 4, 0.5, tree=tree_of(model))[0]
+    assert best.tokens == (4, 6) and math.isfinite(best.log_prob)
+
+
+@torch.no_grad()
+def test_a_text_may_end_where_a_longer_token_was_likelier():
+    """CTC hears 4 and no more; the decoder would rather have heard the whole of token 7, which is spelt 4, 5."""
+    model = build("state")
+    model.decoder.out_proj.bias[7] += 15
+    log_probs = np.log(np.full((3, 7), 1e-9))
+    log_probs[range(3), [BLANK_ID, 4, BLANK_ID]] = -1e-8
+    _, state = random_case(model, 3, 0)
+    best = joint_beam(log_probs, model.decoder, state, 8, 0.5, tree=tree_of(model))[0]
+    assert best.tokens == (4,) and math.isfinite(best.log_prob)
