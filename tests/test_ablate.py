@@ -15,7 +15,6 @@ from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.cli import parse_arguments
 from samba_asr.training.manifest import read_manifest, write_manifest
 from samba_asr.training.whisper import cli as distil_cli
-from samba_asr.training.whisper import decoder as decoder_module
 from samba_asr.training.whisper import distil as distil_module
 
 SCRIPT = Path(__file__).parent.parent / "recipes" / "whisper_to_samba" / "ablate.py"
@@ -74,12 +73,11 @@ def test_every_distillation_is_understood_and_differs_from_the_first(ablate, opt
 
 def test_every_training_run_is_understood_and_differs_from_the_others(ablate, options):
     rows = [row for row in ablate.ROWS if row.group != "encoder"]
-    configs = [parse_arguments(ablate.commands(row, Path("run"), options)[-1][1:]).config for row in rows]
+    configs = [parse_arguments(ablate.command(row, Path("run"), options)[1:]).config for row in rows]
     assert len({str(config) for config in configs}) == len(rows)
-    assert [config.max_minutes for config in configs] == [1.5 if row.decoder_start else 2.0 for row in rows]
+    assert all(config.max_minutes == 2.0 for config in configs)
     for row, config in zip(rows, configs, strict=True):
         frozen, decoder = config.encoder.frozen_steps > 0, config.decoder_from_step == 0
-        assert (config.decoder_weights is not None) == row.decoder_start
         expected = {"head": (True, False), "joint": (False, row.name != "CTC weight 1"), "decoder": (True, True)}
         assert (frozen, decoder) == expected[row.group], row
         assert not set(config.data.train_manifests) & set(config.data.dev_manifests)
@@ -91,7 +89,7 @@ def test_every_training_run_is_understood_and_differs_from_the_others(ablate, op
 def test_written_text_differs_from_the_same_utterances_in_what_is_written_alone(ablate, options):
     spoken, written = (row for row in ablate.ROWS if row.labelled)
     settings = [
-        parse_arguments([*ablate.train_command(row, options, 1.0)[1:], "--out", "run"]).config.to_dict()
+        parse_arguments([*ablate.train_command(row, options)[1:], "--out", "run"]).config.to_dict()
         for row in (spoken, written)
     ]
     data = [config.pop("data") for config in settings]
@@ -130,17 +128,6 @@ def test_nats_of_written_text_are_not_told(ablate, arguments, tmp_path):
     spoken, written = (ablate.read_result(row, tmp_path / "run", options) for row in ablate.ROWS if row.labelled)
     assert spoken["dev_wer"] == written["dev_wer"] == "0.5"
     assert spoken["ctc_nats"] > 0 and "ctc_nats" not in written
-
-
-def test_a_decoder_is_distilled_before_it_is_trained(ablate, options, monkeypatch):
-    (row,) = (row for row in ablate.ROWS if row.decoder_start)
-    taken = []
-    monkeypatch.setattr(decoder_module, "distil_decoder", lambda config, out, resume: taken.append((config, out)))
-    start, last = ablate.commands(row, Path("run"), options)
-    assert distil_cli.main_decoder(start[1:]) == 0
-    ((config, out),) = taken
-    assert config.minutes == 0.5
-    assert f"{out}/decoder.safetensors" == parse_arguments(last[1:]).config.decoder_weights
 
 
 def test_what_runs_start_from_is_the_shipped_model(ablate, options):

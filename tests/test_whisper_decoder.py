@@ -1,63 +1,75 @@
-"""A decoder's start from its teacher's: what is copied, what is learnt, and the command that does it."""
+"""A decoder distilled from Whisper's: what is copied, what is heard, what is learnt, and the command that does it."""
 
 import dataclasses
 import json
 
 import pytest
 import torch
-from distil_cases import D_MODEL, N_LAYERS, Clock, close, teacher_weights, utterances
-from safetensors.torch import load_file
+from distil_cases import D_MODEL, N_LAYERS, N_TOKENS, Clock, close, teacher_weights, utterances
+from test_whisper_tokens import MERGES, PIECES
 from test_whisper_vocabulary import write_vocabulary
-from torch import nn
 from whisper_cases import write_openai
 
-from samba_asr.config import DecoderConfig, MixerConfig, ModelConfig
-from samba_asr.model.checkpoint import load_checkpoint
+from samba_asr.config import CTCConfig, DecoderConfig, EncoderConfig, MixerConfig, ModelConfig, SearchConfig
+from samba_asr.model.alignment import LEAD
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
 from samba_asr.model.decoder import Decoder
 from samba_asr.text.normalization import normalize_for_training
-from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, UNK_ID, Tokenizer
+from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, UNK_ID, Tokenizer
 from samba_asr.training.config import DataConfig, TrainingConfig
-from samba_asr.training.manifest import read_manifest, write_manifest
+from samba_asr.training.manifest import write_manifest
 from samba_asr.training.run import train
 from samba_asr.training.whisper import decoder as module
 from samba_asr.training.whisper.cli import main_decoder
-from samba_asr.training.whisper.decoder import (
-    DecoderDistillation,
-    distil_decoder,
-    piece_embeddings,
-    start_decoder,
-)
+from samba_asr.training.whisper.decoder import DecoderDistillation, distil_decoder
+from samba_asr.training.whisper.decoder_data import collate
+from samba_asr.training.whisper.decoder_start import NEVER, TeacherReader, read_blocks, start_decoder
 from samba_asr.training.whisper.network import build_teacher
 from samba_asr.training.whisper.settings import DecoderDistilConfig
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
+from samba_asr.transcriber import Transcriber
 
-MIXER = MixerConfig(expand=1, d_state=8, head_dim=32)
-CONFIG = DecoderConfig(n_layers=N_LAYERS, d_ff=4 * D_MODEL, dropout=0.0, mixer=MIXER)
+MIXER = MixerConfig(expand=1, groups=0)
+SMALL = MixerConfig(expand=1, d_state=8, head_dim=32)
+WINDOWS = DecoderConfig(n_layers=1, d_ff=4 * D_MODEL, dropout=0.0, mixer=MIXER, listening="window", tied_embedding=True)
+ENCODER = EncoderConfig(n_layers=1, subsampling_channels=4, d_ff=32, mixer=SMALL)
+OLD = DecoderConfig(n_layers=1, d_ff=16, mixer=SMALL)
 
 
 @pytest.fixture(scope="module")
 def data(clips, tmp_path_factory):
+    """A teacher, manifests, and two checkpoints: one whose CTC head has a block of its own, and one without."""
     folder = tmp_path_factory.mktemp("data")
     write_openai(folder / "teacher.pt", teacher_weights(VOCAB_SIZE=300))
-    write_vocabulary(folder / "tokenizer.json")
-    write_manifest(folder / "train.jsonl", utterances(clips))
-    write_manifest(folder / "dev.jsonl", utterances(clips[2:4]))
-    Tokenizer.train([normalize_for_training(text) for _, text in clips], 40).save(folder / "tokenizer.model")
+    write_vocabulary(folder / "tokenizer.json", merges=MERGES)
+    spoken = sorted(utterances(clips), key=lambda one: one.duration)
+    write_manifest(folder / "train.jsonl", spoken[:2])
+    write_manifest(folder / "dev.jsonl", spoken[1:3])
+    (folder / "text.txt").write_text("The king of the inn\n\nand the ring\n")
+    tokenizer = Tokenizer.train([normalize_for_training(text) for _, text in clips], PIECES)
+    torch.manual_seed(1)
+    for name, blocks in (("plain", 0), ("own", 1)):
+        config = ModelConfig(
+            vocab_size=tokenizer.vocab_size, d_model=D_MODEL, encoder=ENCODER, decoder=OLD, ctc=CTCConfig(blocks)
+        )
+        save_checkpoint(folder / name, SambaASR(config), tokenizer, "")
     return folder
 
 
 def settings(data, **changes):
     config = DecoderDistilConfig(
+        model=str(data / "own"),
         teacher=str(data / "teacher.pt"),
         teacher_tokenizer=str(data / "tokenizer.json"),
-        tokenizer=str(data / "tokenizer.model"),
         train=[str(data / "train.jsonl")],
         dev=[str(data / "dev.jsonl")],
-        mixer=MIXER,
-        minutes=40 / 16,
-        windows=2,
+        texts=[str(data / "text.txt")],
+        vocab_size=60,
+        layers=[1],
+        minutes=20 / 16,
+        validate_minutes=10 / 16,
         warmup_steps=3,
-        validate_minutes=20 / 16,
         bf16=False,
     )
     return dataclasses.replace(config, **changes)
@@ -72,164 +84,247 @@ def clock(monkeypatch):
     return start
 
 
-@torch.no_grad()
-def test_a_piece_is_the_mean_of_its_whisper_tokens(data):
-    tokenizer, vocabulary = Tokenizer.load(data / "tokenizer.model"), WhisperVocabulary.load(data / "tokenizer.json")
-    embedding = torch.randn(300, 5)
-    found = piece_embeddings(tokenizer, vocabulary, embedding)
-    assert found.shape == (40, 5)
-    for i in range(4, 40):
-        text = tokenizer.decode([i]) if not tokenizer.pieces()[i].startswith(" ") else f" {tokenizer.decode([i])}"
-        tokens = vocabulary.encode(text)
-        assert vocabulary.decode(tokens) == text
-        close(found[i], sum(embedding[token] for token in tokens) / len(tokens), 1e-6)
-    assert not found[BLANK_ID].any()
-    assert torch.equal(found[EOS_ID], embedding[vocabulary.end_id])
-    assert torch.equal(found[BOS_ID], embedding[vocabulary.prompt[-1]])
-    close(found[UNK_ID], embedding[: vocabulary.end_id].mean(0))
+@pytest.fixture(scope="module")
+def teacher():
+    return build_teacher(teacher_weights(VOCAB_SIZE=300))
 
 
-class Attends(nn.Module):
-    """The teacher's causal self-attention in a mixer's place; without a state, whole texts only."""
-
-    def __init__(self, attention):
-        super().__init__()
-        self.attention = attention
-
-    def forward(self, x, lengths, state):
-        return self.attention(x, self.attention.read(x), causal=True), state
+def reader(data, teacher, before, after):
+    """A teacher that reads the CTC pieces."""
+    decoder = dataclasses.replace(WINDOWS, window_before=before, window_after=after)
+    tokenizer, whisper = load_checkpoint(data / "own")[1], WhisperVocabulary.load(data / "tokenizer.json")
+    config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=D_MODEL, decoder=decoder)
+    return TeacherReader(teacher, whisper, tokenizer, config), whisper, tokenizer
 
 
 @torch.no_grad()
-def test_with_its_attention_the_start_is_the_teacher_that_hears_nothing():
-    """Against the teacher without positions whose cross-attention says nothing, on the teacher's own tokens."""
-    weights = teacher_weights()
-    weights |= {name: torch.zeros_like(w) for name, w in weights.items() if "cross_attn.out" in name}
-    weights["decoder.positional_embedding"] = torch.zeros_like(weights["decoder.positional_embedding"])
-    teacher = build_teacher(weights)
-    embedding = teacher.decoder.token_embedding.weight
-    decoder = Decoder(ModelConfig(vocab_size=len(embedding), d_model=D_MODEL, decoder=CONFIG)).eval()
-    start_decoder(decoder, teacher, embedding)
+def test_a_window_on_everything_is_the_teacher(data, teacher):
+    read, whisper, tokenizer = reader(data, teacher, 1000, 1000)
+    tokens, texts = [BOS_ID], []
+    for i, text in enumerate(tokenizer.pieces()):  # those that are tokens of Whisper's
+        if i > BOS_ID and len(whisper.encode(text)) == 1 and len(tokens) < 9:
+            tokens, texts = [*tokens, i], [*texts, text]
+    ids = [*whisper.prompt, *(whisper.encode(text)[0] for text in texts)]
     memory = torch.randn(2, 7, D_MODEL)
-    state = decoder.read_memory(memory, torch.tensor([7, 3]))
-    for block, taught in zip(decoder.blocks, teacher.decoder.blocks, strict=True):
-        block.mixer = Attends(taught.attn)
-    tokens = torch.randint(len(embedding), (2, 9))
-    found, _ = decoder(tokens, torch.tensor([9, 9]), state)
-    close(found, teacher.decoder(tokens, teacher.decoder.read_memory(memory))[0])
+    places = torch.randint(7, (1, len(tokens)))
+    found, outputs = read(torch.tensor([tokens]), memory[:1], torch.tensor([7]), places)
+    expected, _ = teacher.decoder(torch.tensor([ids]), teacher.decoder.read_memory(memory[:1]))
+    expected = expected[0, len(whisper.prompt) - 1 :]
+    for i, text in enumerate(tokenizer.pieces()):
+        if i in (BLANK_ID, UNK_ID):
+            assert (found[..., i] == NEVER).all()
+        elif i > BOS_ID and len(whisper.encode(text)) == 1:
+            close(found[0, :, i], expected[:, whisper.encode(text)[0]])
+    assert len(outputs) == N_LAYERS and all(output.shape == (1, len(tokens), D_MODEL) for output in outputs)
+    assert read.longest == N_TOKENS - len(whisper.prompt) + 1
 
 
 @torch.no_grad()
-def test_taps_are_what_attention_is_given_and_says():
-    teacher = build_teacher(teacher_weights())
-    tokens, memory = torch.randint(250, (2, 6)), torch.randn(2, 5, D_MODEL)
-    heard = []
-    for block in teacher.decoder.blocks:
-        block.attn.register_forward_hook(lambda layer, given, said: heard.append((given[0], said)))
-    taps = teacher.decoder.taps(tokens, teacher.decoder.read_memory(memory))
-    assert len(taps) == len(heard) == N_LAYERS
-    for tap, (given, said) in zip(taps, heard, strict=True):
-        assert torch.equal(tap.given, given) and torch.equal(tap.said, said)
+def test_a_token_of_the_teacher_hears_its_window_alone(data, teacher):
+    """States outside change nothing; what follows a place, and padding, is not heard."""
+    read, _, _ = reader(data, teacher, 2, 3)
+    tokens, places = torch.tensor([[BOS_ID, 7, 8]] * 2), torch.tensor([[4, 4, 6], [3, 3, 20]])
+    memory, lengths = torch.randn(2, 12, D_MODEL), torch.tensor([12, 5])
+    found, _ = read(tokens, memory, lengths, places)
+    changed = memory.clone()
+    changed[0, [0, 1, 9, 10, 11]] = 5.0
+    changed[1, [0, 5, 6, 7, 8, 9, 10, 11]] = 5.0
+    assert torch.isfinite(found).all() and torch.equal(read(tokens, changed, lengths, places)[0], found)
+    changed = memory.clone()
+    changed[0, 8] = 5.0  # of the last token alone
+    again, _ = read(tokens, changed, lengths, places)
+    close(again[0, :2], found[0, :2])
+    assert not torch.allclose(again[0, 2], found[0, 2])
 
 
-def test_mixers_learn_and_the_rest_stays(data, tmp_path, clock):
+@torch.no_grad()
+def test_the_start_copies_layers(data, teacher):
+    config = ModelConfig(vocab_size=50, d_model=D_MODEL, decoder=WINDOWS, ctc=CTCConfig(1, 40))
+    decoder, embeddings = Decoder(config), torch.randn(50, D_MODEL)
+    start_decoder(decoder, teacher, [1], embeddings)
+    (block,), taught = decoder.blocks, teacher.decoder.blocks[1]
+    copies = (
+        (block.norm, taught.attn_ln),
+        (block.cross_norm, taught.cross_attn_ln),
+        (block.cross.value, taught.cross_attn.value),
+        (block.cross.out_proj, taught.cross_attn.out),
+        (block.ff[0], taught.mlp_ln),
+        (block.ff[1], taught.mlp[0]),
+        (block.ff[4], taught.mlp[2]),
+        (decoder.norm, teacher.decoder.ln),
+        (decoder.memory_norm, teacher.encoder.ln_post),
+    )
+    for ours, theirs in copies:
+        assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+    assert torch.equal(block.mixer.out_proj.weight, taught.attn.out.weight)  # one direction, not a half of two
+    assert torch.equal(block.mixer.in_proj.weight[D_MODEL : 2 * D_MODEL], taught.attn.value.weight)
+    assert not block.cross.kernel.weight.any() and not block.cross.salience.weight.any()
+    assert torch.equal(decoder.embedding.weight, embeddings) and decoder.out_proj.weight is decoder.embedding.weight
+    with pytest.raises(ValueError, match=r"layers \(\[2\]\) must be below .* decoder layers \(2\)"):
+        start_decoder(decoder, teacher, [2], embeddings)
+
+
+@torch.no_grad()
+def test_blocks_are_read_as_the_decoder_reads_them(teacher):
+    config = ModelConfig(vocab_size=50, d_model=D_MODEL, decoder=dataclasses.replace(WINDOWS, n_layers=2))
+    decoder = Decoder(config).eval()
+    tokens, memory = torch.randint(50, (2, 6)), torch.randn(2, 9, D_MODEL)
+    lengths, places = torch.tensor([6, 4]), torch.randint(9, (2, 6))
+    state = decoder.read_memory(memory, torch.tensor([9, 5]))
+    expected, _ = decoder(tokens, lengths, state, places)
+    found, outputs = read_blocks(decoder, tokens, lengths, memory, torch.tensor([9, 5]), places)
+    close(found, expected)
+    close(decoder.out_proj(decoder.norm(outputs[-1])), expected)
+
+
+def test_utterances_are_heard_once(data, tmp_path):
     run = DecoderDistillation(settings(data), tmp_path / "run")
-    before = {name: value.clone() for name, value in run.decoder.state_dict().items()}
-    first = run.errors(run.dev_states, [0])
-    assert not any(mixer(torch.randn(1, 4, D_MODEL))[0].any() for mixer in run.mixers)
+    assert len(run.train_set) == 2
+    for said in run.train_set:
+        assert said.states.dtype == torch.float16 and said.states.shape[1] == D_MODEL
+        assert len(said.places) == len(said.tokens) + 1
+        assert said.places == sorted(said.places) and said.places[-1] >= len(said.states) - LEAD
+        assert said.characters == len(run.tokenizer.decode(said.tokens))
+
+
+@pytest.mark.parametrize("name", ["plain", "own"])
+def test_the_decoder_learns_and_the_rest_stays(data, tmp_path, clock, name):
+    run = DecoderDistillation(settings(data, model=str(data / name)), tmp_path / "run")
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    batch = collate(run.train_set, run.device)
+    with torch.no_grad():
+        first = run.losses(batch)
+    nats, teacher_nats = run.nats(run.train_set)
     run.train()
+    run.step = 0  # the same draws
     with torch.no_grad():
-        assert (run.errors(run.dev_states, [0]) < 0.8 * first).all()
-    for name, value in run.decoder.state_dict().items():
-        assert torch.equal(value, before[name]) == (".mixer." not in name), name
+        last = run.losses(batch)
+    assert last["kl"] < 0.8 * first["kl"] and last["hidden"] < first["hidden"]
+    after = run.nats(run.train_set)
+    assert after[0] < nats and after[1] == teacher_nats
+    for key, value in run.model.state_dict().items():
+        moved = key.startswith("decoder.") and "memory_norm" not in key
+        assert torch.equal(value, before[key]) != moved, key
 
 
-def test_padding_in_a_batch_changes_no_error(data, tmp_path):
+@torch.no_grad()
+def test_padding_in_a_batch_changes_nothing(data, tmp_path):
     run = DecoderDistillation(settings(data), tmp_path / "run")
-    torch.nn.init.normal_(run.mixers[0].out_proj.weight)
-    tokens, lengths = run._tokens(run.train_states.windows, [0, 1])
-    assert lengths[0] != lengths[1]
-    memory = run.teacher.decoder.read_memory(run.train_states.states([0, 1]))
-    changed = tokens.clone()
-    for row, length in enumerate(lengths.tolist()):
-        changed[row, length:] = 7
-    with torch.no_grad():
-        errors = [run._error(0, run.teacher.decoder.taps(each, memory)[0], lengths) for each in (tokens, changed)]
-    assert torch.equal(*errors)
+    apart = [run.nats([said]) for said in run.train_set]
+    together = run.nats(run.train_set)
+    shares = torch.tensor([said.characters for said in run.train_set]).double()
+    for i in (0, 1):
+        expected = (torch.tensor([nats[i] for nats in apart]).double() * shares).sum() / shares.sum()
+        assert together[i] == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_checkpoint_is_a_whole_model(data, tmp_path, clock, clips):
+    folder = distil_decoder(settings(data), tmp_path / "run")
+    model, tokenizer = load_checkpoint(folder)
+    old, pieces = load_checkpoint(data / "own")
+    config = model.config
+    assert PIECES < config.vocab_size == tokenizer.vocab_size <= 60
+    assert tokenizer.pieces()[:PIECES] == pieces.pieces()
+    assert (config.ctc.vocab_size, config.ctc.n_layers) == (PIECES, 1)
+    assert config.decoder == WINDOWS and config.ctc.longest_spelling == model.spellings.shape[1] > 1
+    for key, value in old.state_dict().items():
+        if not key.startswith("decoder."):
+            assert torch.equal(model.state_dict()[key], value), key
+    for search in ("ctc", "joint"):
+        assert isinstance(Transcriber.load(folder, search=search).transcribe(clips[0][0]).text, str)
+    card = (folder / "README.md").read_text()
+    assert "teacher.pt" in card and "train.jsonl" in card and "text.txt" in card
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(data, tmp_path, clock):
     config = settings(data)
-    whole = load_file(distil_decoder(config, tmp_path / "whole"))
-    clock(interrupt_at=30)
+    whole = load_checkpoint(distil_decoder(config, tmp_path / "whole"))[0].state_dict()
+    clock(interrupt_at=15)
     with pytest.raises(KeyboardInterrupt):
         distil_decoder(config, tmp_path / "cut")
     clock()
-    resumed = load_file(distil_decoder(config, tmp_path / "cut", resume=True))
+    resumed = load_checkpoint(distil_decoder(config, tmp_path / "cut", resume=True))[0].state_dict()
     assert json.loads((tmp_path / "cut" / "config.json").read_text()) == dataclasses.asdict(config)
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+    with pytest.raises(ValueError, match=r"state.pt was made for other tokens: model, train, texts and vocab_size"):
+        distil_decoder(dataclasses.replace(config, vocab_size=42), tmp_path / "cut", resume=True)
+    with pytest.raises(ValueError, match=r"state.pt is of another student"):
+        distil_decoder(dataclasses.replace(config, layers=[0, 1]), tmp_path / "cut", resume=True)
 
 
-def test_training_goes_on_from_it(data, tmp_path, clock):
-    """From the command line to a checkpoint, whose decoder is the file's where the run leaves it alone."""
-    flags = {"teacher": "teacher.pt", "teacher_tokenizer": "tokenizer.json", "tokenizer": "tokenizer.model"}
-    words = [word for name, file in flags.items() for word in (f"--{name}", str(data / file))]
-    words += ["--train", f"[{data / 'train.jsonl'}]", "--dev", f"[{data / 'dev.jsonl'}]", "--windows", "1"]
-    words += ["--minutes", "0.1", "--mixer.d_state", "8", "--mixer.head_dim", "32", "--out", str(tmp_path / "a")]
+def test_training_and_distillation_go_on_from_it(data, tmp_path, clock):
+    """From the command line to a checkpoint, to train.py, and back."""
+    files = {"model": "plain", "teacher": "teacher.pt", "teacher_tokenizer": "tokenizer.json"}
+    words = [word for name, file in files.items() for word in (f"--{name}", str(data / file))]
+    words += ["--train", f"[{data / 'train.jsonl'}]", "--dev", f"[{data / 'dev.jsonl'}]", "--vocab_size", "60"]
+    words += ["--layers", "[0,1]", "--minutes", "0.1", "--bf16", "false", "--out", str(tmp_path / "a")]
     assert main_decoder(words) == 0
-    model = ModelConfig(d_model=D_MODEL, decoder=CONFIG)
+    start = tmp_path / "a" / "checkpoint"
+    model, tokenizer = load_checkpoint(start)
     config = TrainingConfig(
-        data=DataConfig(str(data / "train.jsonl"), str(data / "dev.jsonl"), str(data / "tokenizer.model"), 30.0),
-        model=dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, n_layers=1, mixer=MIXER)),
-        decoder_weights=str(tmp_path / "a" / "decoder.safetensors"),
-        decoder_from_step=10,
+        data=DataConfig(str(data / "train.jsonl"), str(data / "dev.jsonl"), str(start / "tokenizer.model"), 30.0),
+        model=model.config,
+        init_from=str(start),
         max_steps=1,
     )
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=0))
     train(config, tmp_path / "b", False, ["train.py"])
-    trained = load_checkpoint(tmp_path / "b" / "checkpoint")[0].decoder.state_dict()
-    for name, value in load_file(tmp_path / "a" / "decoder.safetensors").items():
-        assert torch.equal(trained[name], value.float()), name
-    card = (tmp_path / "b" / "checkpoint" / "README.md").read_text()
-    assert f"The decoder began as: `{config.decoder_weights}`" in card
-    spoken = [utterance.text for utterance in read_manifest(data / "train.jsonl")]
-    Tokenizer.train([normalize_for_training(text) for text in spoken], 40, "bpe").save(tmp_path / "other.model")
-    other = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(tmp_path / "other.model")))
-    with pytest.raises(ValueError, match=r"was made for another tokenizer than data.tokenizer \(.*other.model\)"):
-        train(other, tmp_path / "d", False, ["train.py"])
-    for path, says in ((tmp_path / "none", "does not exist; make it with"), (data / "tokenizer.model", "does not fit")):
-        with pytest.raises((ValueError, FileNotFoundError), match=says):
-            train(dataclasses.replace(config, decoder_weights=str(path)), tmp_path / "c", True, ["train.py"])
-
-
-def test_another_tokenizer_cannot_resume(data, tmp_path, clock):
-    distil_decoder(settings(data), tmp_path / "run")
-    spoken = [utterance.text for utterance in read_manifest(data / "train.jsonl")]
-    Tokenizer.train([normalize_for_training(text) for text in spoken], 40, "bpe").save(tmp_path / "other.model")
-    with pytest.raises(ValueError, match=r"state.pt was made for another tokenizer than .*other.model"):
-        distil_decoder(settings(data, tokenizer=str(tmp_path / "other.model")), tmp_path / "run", resume=True)
+    trained = tmp_path / "b" / "checkpoint"
+    run = DecoderDistillation(settings(data, model=str(trained), vocab_size=7), tmp_path / "c")
+    assert run.tokenizer.model_proto == tokenizer.model_proto
+    for key, value in load_checkpoint(trained)[0].state_dict().items():
+        assert torch.equal(run.model.state_dict()[key], value), key
+    assert run.followed == [0, 1]
+    run.train()
+    assert load_checkpoint(tmp_path / "c" / "checkpoint")[0].config == model.config
 
 
 def test_gradients_that_are_never_finite_end_the_run(data, tmp_path, clock):
-    run = DecoderDistillation(settings(data), tmp_path / "run")
+    run = DecoderDistillation(settings(data, minutes=10.0), tmp_path / "run")
     with torch.no_grad():
-        run.mixers[0].in_proj.weight[0, 0] = torch.nan
+        run.decoder.blocks[0].mixer.in_proj.weight[0, 0] = torch.nan
     with pytest.raises(FloatingPointError, match=r"not finite 20 times in a row, at step 19: lower learning_rate"):
         run.train()
 
 
-def test_what_cannot_be_used_is_told(data, tmp_path):
-    for name in ("minutes", "windows", "learning_rate", "validate_minutes"):
+def test_settings_that_cannot_be_used_are_told(data):
+    for name in ("minutes", "batch_states", "learning_rate", "validate_minutes", "vocab_size", "window_after"):
         with pytest.raises(ValueError, match=rf"{name} \(0\) must be positive"):
             settings(data, **{name: 0})
+    for name in ("window_before", "hidden_weight"):
+        with pytest.raises(ValueError, match=rf"{name} \(-1\) must not be negative"):
+            settings(data, **{name: -1})
+    for name in ("copied_share", "state_dropout"):
+        with pytest.raises(ValueError, match=rf"{name} \(1.5\) must be in"):
+            settings(data, **{name: 1.5})
+    for layers in ([], [3, 0], [0, 0], [-1, 2]):
+        with pytest.raises(ValueError, match="must be numbers from 0 on, each once, in order"):
+            settings(data, layers=layers)
     with pytest.raises(ValueError, match="at least one manifest"):
         settings(data, dev=[])
-    with pytest.raises(ValueError, match=r"fewer than a batch's \(windows: 99\)"):
-        distil_decoder(settings(data, windows=99), tmp_path / "few")
-    assert not (tmp_path / "few").exists()
+
+
+def test_files_that_cannot_be_used_are_told(data, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ValueError, match="is not empty: continue its run with --resume true"):
         distil_decoder(settings(data), tmp_path / "full")
+    with pytest.raises(ValueError, match=r"vocab_size \(40\) must be above"):
+        distil_decoder(settings(data, vocab_size=40), tmp_path / "few")
+    with pytest.raises(ValueError, match="no utterance to learn from"):
+        distil_decoder(settings(data, max_duration=0.3), tmp_path / "short")
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"texts: .*latin is not UTF-8 text"):
+        distil_decoder(settings(data, texts=[str(tmp_path / "latin")]), tmp_path / "text")
+    _, tokenizer = load_checkpoint(data / "plain")
+    sizes = {"vocab_size": tokenizer.vocab_size, "encoder": ENCODER, "search": SearchConfig("ctc")}
+    for name, model, says in (
+        ("narrow", ModelConfig(d_model=32, decoder=OLD, **sizes), r"d_model \(32\) must be the width of the teacher"),
+        ("spelt", ModelConfig(d_model=D_MODEL, decoder=OLD, ctc=CTCConfig(0, 30), **sizes), "does not listen by win"),
+    ):
+        save_checkpoint(tmp_path / name, SambaASR(model), tokenizer, "")
+        with pytest.raises(ValueError, match=says):
+            distil_decoder(settings(data, model=str(tmp_path / name)), tmp_path / "none")
+    assert not (tmp_path / "none").exists()

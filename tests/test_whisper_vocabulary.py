@@ -14,16 +14,19 @@ from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 MARKS = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
 
 
-def write_vocabulary(path, marks=MARKS, end_id=None):
-    """Write a byte-level tokenizer.json: 256 bytes, " t", "he", " the", marks, two times; return the marks' ids."""
-    pieces = [*sorted(ByteLevel.alphabet()), "Ġt", "he", "Ġthe"]
+MERGES = ["Ġ t", "h e", "Ġt he"]
+
+
+def write_vocabulary(path, marks=MARKS, end_id=None, merges=MERGES):
+    """Write a byte-level tokenizer.json: 256 bytes, " t", "he", " the" (or other merges), marks, two times; return the
+    marks' ids."""
+    pieces = [*sorted(ByteLevel.alphabet()), *(merge.replace(" ", "") for merge in merges)]
     vocab = {piece: i for i, piece in enumerate(pieces)}
     ids = {mark: len(vocab) + i for i, mark in enumerate([*marks, "<|0.00|>", "<|0.02|>"])}
     if end_id is not None:
         ids["<|endoftext|>"] = end_id
     added = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     tokens = [{"id": i, "content": mark, "special": mark[2] != "0", **added} for mark, i in ids.items()]
-    merges = ["Ġ t", "h e", "Ġt he"]
     model = {"type": "BPE", "vocab": vocab | ids, "merges": merges}
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     content = {"version": "1.0", "added_tokens": tokens, "pre_tokenizer": level, "decoder": level, "model": model}

@@ -24,9 +24,9 @@ from samba_asr.training.data import read_manifests
 
 RECIPES = Path(__file__).parent.parent
 DESCRIPTION = """\
-Short runs of equal time, each with one thing changed from its group's first row (the decoder started from the
-teacher's: from that of 4 blocks; written text: from that of the same utterances), and a table of what came out:
-OUT/results.csv, a row a run. A row that is there already is not run again. Every figure is of development sets.
+Short runs of equal time, each with one thing changed from its group's first row (written text: from that of the same
+utterances), and a table of what came out: OUT/results.csv, a row a run. A row that is there already is not run again.
+Every figure is of development sets.
 
   encoder  distil.py, both stages: error of the states, WER through the teacher's own decoder
   head     train.py, new blocks and CTC head on MODEL's distilled blocks, which stay frozen: CTC's loss and WER
@@ -59,8 +59,6 @@ class Row:
     text_form: TextForm = "spoken"
     """What is learnt to write; its tokenizer is trained on that."""
     teacher: str = "teacher"
-    decoder_start: bool = False
-    """The decoder starts from the teacher's, which takes a quarter of the run's time."""
 
 
 ROWS = (
@@ -90,7 +88,6 @@ ROWS = (
     Row("decoder", "another seed", ("--seed", "1")),
     Row("decoder", "1 block", ("--model.decoder.n_layers", "1")),
     Row("decoder", "4 blocks", ("--model.decoder.n_layers", "4")),
-    Row("decoder", "4 blocks, started from the teacher's", ("--model.decoder.n_layers", "4"), decoder_start=True),
     Row("decoder", "no text without recordings", ("--text.files", "[]")),
 )
 
@@ -164,30 +161,23 @@ def run_row(row: Row, options: argparse.Namespace) -> int:
     print(f"{row.group}: {row.name}, {options.minutes:g} min, {run}", file=sys.stderr)
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     try:
-        ordered = commands(row, run, options)
+        arguments = command(row, run, options)
     except (OSError, ValueError) as error:
         print(f"ablate.py: {row.group}, {row.name}: {error}", file=sys.stderr)
         return 1
-    for command in ordered:
-        with (run / "log.txt").open("a") as log:
-            done = subprocess.run([sys.executable, *command], stdout=log, stderr=log, env=environment, check=False)
-        if done.returncode:
-            print(f"ablate.py: {row.group}, {row.name}: failed, see {run / 'log.txt'}", file=sys.stderr)
-            return 1
+    with (run / "log.txt").open("w") as log:
+        done = subprocess.run([sys.executable, *arguments], stdout=log, stderr=log, env=environment, check=False)
+    if done.returncode:
+        print(f"ablate.py: {row.group}, {row.name}: failed, see {run / 'log.txt'}", file=sys.stderr)
+        return 1
     add_result(results, read_result(row, run / "run", options))
     return 0
 
 
-def commands(row: Row, run: Path, options: argparse.Namespace) -> list[list[str]]:
-    """Return what is run for a row, in order; the last one's folder is run/run."""
-    last = ["--out", str(run / "run")]
-    if row.group == "encoder":
-        return [[*distil_command(row, options), *last]]
-    if not row.decoder_start:
-        return [[*train_command(row, options, options.minutes), *last]]
-    start = [*decoder_command(options, options.minutes / 4), "--out", str(run / "start")]
-    weights = ["--decoder_weights", str(run / "start" / "decoder.safetensors")]
-    return [start, [*train_command(row, options, 0.75 * options.minutes), *weights, *last]]
+def command(row: Row, run: Path, options: argparse.Namespace) -> list[str]:
+    """Return what is run for a row; its folder is run/run."""
+    made = distil_command if row.group == "encoder" else train_command
+    return [*made(row, options), "--out", str(run / "run")]
 
 
 def manifests(names: Sequence[str], folder: Path) -> str:
@@ -208,19 +198,7 @@ def distil_command(row: Row, options: argparse.Namespace) -> list[str]:
     return [str(RECIPES / "whisper_to_samba" / "distil.py"), *flags(settings), *row.flags]
 
 
-def decoder_command(options: argparse.Namespace, minutes: float) -> list[str]:
-    settings = {
-        "teacher": options.teacher,
-        "teacher_tokenizer": options.teacher_tokenizer,
-        "tokenizer": start_files(options) / "model" / "tokenizer.model",
-        "train": manifests(TRAINING, options.prepared),
-        "dev": manifests(DEV[:1], options.prepared),
-        "minutes": minutes,
-    }
-    return [str(RECIPES / "whisper_to_samba" / "distil_decoder.py"), *flags(settings)]
-
-
-def train_command(row: Row, options: argparse.Namespace, minutes: float) -> list[str]:
+def train_command(row: Row, options: argparse.Namespace) -> list[str]:
     synthetic = {"none": [], "some": [SYNTHETIC], "only": [SYNTHETIC]}[row.synthetic]
     names = [*(() if row.synthetic == "only" else TRAINING), *(synthetic if row.group != "decoder" else ())]
     start = start_files(options)
@@ -230,7 +208,7 @@ def train_command(row: Row, options: argparse.Namespace, minutes: float) -> list
         "data.dev": manifests(DEV, options.prepared),
         "data.tokenizer": tokenizer_file(row, start, options),
         "data.text_form": row.text_form,
-        "max_minutes": minutes,
+        "max_minutes": options.minutes,
         "optimiser.warmup_steps": 30,
         "validate_every": 100_000,
         "data.dev_utterances": 240,

@@ -1,4 +1,4 @@
-"""Turn a Whisper decoder into the start of a Samba decoder: see README.md beside this file, or --help."""
+"""Give a trained encoder and CTC head a decoder that learns from Whisper's: see README.md beside this, or --help."""
 
 import sys
 

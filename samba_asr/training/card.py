@@ -108,7 +108,6 @@ def _origins(training: TrainingConfig) -> list[str]:
     origins = {
         "The encoder began as": training.encoder.weights,
         "All weights, but for what is named here, began as": training.init_from,
-        "The decoder began as": training.decoder_weights,
         "Kept near the teacher of": training.encoder.teacher_run,
         "Text without recordings": ", ".join(training.text.files),
     }

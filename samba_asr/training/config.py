@@ -263,9 +263,6 @@ class TrainingConfig:
     """What computes; auto takes a GPU if there is one."""
     num_threads: int = 0
     """Threads of the computation on a CPU; 0 leaves torch's own number."""
-    decoder_weights: str | None = None
-    """decoder.safetensors to start the decoder from, made by recipes/whisper_to_samba/distil_decoder.py for the
-    same tokenizer; None: random, or init_from's."""
     init_from: str | None = None
     """Checkpoint folder whose weights the run starts from (same shapes, same tokenizer); with encoder.weights, whose
     encoder takes the place of its own but for the new blocks, the mixers there may differ."""

@@ -44,7 +44,7 @@ from samba_asr.training.data import (
 )
 from samba_asr.training.module import DevScores, TrainingModule
 from samba_asr.training.resume import check_folder, check_same_run, read_checkpoint
-from samba_asr.training.start import load_decoder, load_encoder, load_initial
+from samba_asr.training.start import load_encoder, load_initial
 from samba_asr.training.text import TextBatches, read_sentences
 from samba_asr.training.whisper.matching import StateMatching
 
@@ -88,8 +88,6 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
         load_initial(model, config.init_from, config, tokenizer)
     if last is None and config.encoder.weights is not None:
         load_encoder(model, config)
-    if last is None and config.decoder_weights is not None:
-        load_decoder(model, config.decoder_weights, config, tokenizer)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
     matching = _matching(config, train_set)

@@ -1,9 +1,9 @@
-"""What a run starts from: a checkpoint, a distilled encoder, the start of a decoder."""
+"""What a run starts from: a checkpoint, a distilled encoder."""
 
 import dataclasses
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -13,7 +13,7 @@ from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.encoder import EncoderBlock
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.config import TrainingConfig
-from samba_asr.training.resume import differences, tokenizer_hash
+from samba_asr.training.resume import differences
 
 
 def load_initial(model: SambaASR, folder: str, config: TrainingConfig, tokenizer: Tokenizer) -> None:
@@ -81,19 +81,3 @@ def load_encoder(model: SambaASR, config: TrainingConfig) -> None:
     for block in blocks[first_new:] if config.init_from is None else ():
         assert isinstance(block, EncoderBlock)
         block.pass_on()
-
-
-def load_decoder(model: SambaASR, path: str, config: TrainingConfig, tokenizer: Tokenizer) -> None:
-    """Load the weights that distil_decoder.py wrote for the same pieces."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"decoder_weights: {path} does not exist; make it with distil_decoder.py")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-        if metadata.get("tokenizer_sha256") != tokenizer_hash(tokenizer):
-            raise ValueError(
-                f"decoder_weights: {path} was made for another tokenizer than data.tokenizer ({config.data.tokenizer})"
-            )
-        model.decoder.load_state_dict(load_file(path))
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"decoder_weights: {path} does not fit the configured decoder: {error}") from error

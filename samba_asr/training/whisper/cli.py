@@ -48,8 +48,8 @@ def main_decoder(argv: Sequence[str] | None = None) -> int:
     """Run distil_decoder.py; as :func:`main`."""
     return _main(
         "distil_decoder.py",
-        "Turn a Whisper decoder into the start of a Samba decoder: RUN_DIR/decoder.safetensors. Each mixer learns what "
-        "its self-attention layer says; train.py --decoder_weights goes on from there.",
+        "Give a trained encoder and CTC head a decoder that learns from a Whisper decoder on the same states, with "
+        "Whisper's tokens: RUN_DIR/checkpoint. train.py --init_from RUN_DIR/checkpoint goes on from there.",
         DecoderDistilConfig,
         argv,
     )

@@ -1,52 +1,61 @@
-"""A decoder that starts from its teacher's: feed-forward layers and norms copied, mixers for causal self-attention.
+"""Distilling a Whisper decoder into one that listens by windows, on the states of an encoder that stays as it is.
 
-Each mixer learns, as in stage (a) of the encoder, to say what its attention layer said, given what that layer was
-given, while the teacher reads transcripts with the recordings at hand. A piece's embedding is the mean of its text's
-Whisper tokens'. The cross-connections begin by adding nothing: attention over the recording has no counterpart. So what
-mixers are given here holds positions and what cross-attention heard, and later it does not: a start, not a decoder.
-Issue 3.
+Self-attention becomes a Mamba-2 mixer, cross-attention a window, and some of the layers go
+(:mod:`samba_asr.training.whisper.decoder_start`). The student learns the teacher's distribution of the next token (KL
+divergence), what is said (cross-entropy) and what leaves the teacher's blocks (relative error), while the teacher reads
+the same transcripts and hears the same windows of the same states.
 """
 
 import dataclasses
 import json
 import logging
-import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
+import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from samba_asr.atomic import replacing
-from samba_asr.config import DecoderConfig, ModelConfig
-from samba_asr.model.checkpoint import as_stored
-from samba_asr.model.decoder import Decoder, DecoderBlock
-from samba_asr.text.normalization import normalize_text
-from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, UNK_ID, Tokenizer
-from samba_asr.training.data import read_manifests
+from samba_asr.model.asr import IGNORED, PLACE_JITTER, SambaASR, decoder_pairs
+from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
+from samba_asr.model.decoder import DecoderBlock
+from samba_asr.model.listening import Window
+from samba_asr.model.pretrained import resolve_model
+from samba_asr.text.normalization import TextForm, normalize_text
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training.batching import BatchSequence, dev_batches
+from samba_asr.training.data import mix_seed, read_manifests
+from samba_asr.training.manifest import Utterance
 from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
 from samba_asr.training.resume import check_folder, tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share
-from samba_asr.training.whisper.network import Block, LayerTap, Teacher, build_teacher
+from samba_asr.training.whisper.decoder_data import Said, SaidBatch, collate, listen
+from samba_asr.training.whisper.decoder_start import TeacherReader, goes_on, read_blocks, start_decoder, widened
+from samba_asr.training.whisper.network import Teacher, build_teacher
 from samba_asr.training.whisper.settings import DecoderDistilConfig
 from samba_asr.training.whisper.student import relative_error
-from samba_asr.training.whisper.targets import TRAIN_FOLDER, TeacherStates, Windows
+from samba_asr.training.whisper.tokens import build_tokenizer, token_shares, word_counts
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 from samba_asr.training.whisper.weights import read_whisper_weights
 
 log = logging.getLogger(__name__)
 
-DECODER_FILE, STATE_FILE, CONFIG_FILE = "decoder.safetensors", "state.pt", "config.json"
+CHECKPOINT_FOLDER, STATE_FILE, CONFIG_FILE = "checkpoint", "state.pt", "config.json"
 GRADIENT_CLIP = 1.0
-DEV_WINDOWS = 8
+WEIGHT_DECAY = 0.01
+TEXT_WEIGHT = 0.5
+"""Of a word in the texts, beside 1 for one in the transcripts, when tokens are chosen."""
 
 
 def distil_decoder(config: DecoderDistilConfig, out: str | Path, resume: bool = False) -> Path:
-    """Run the stage; return the file of the decoder's weights, ``out/decoder.safetensors``.
+    """Run the stage; return the checkpoint's folder, ``out/checkpoint``.
 
     Raises ValueError or FileNotFoundError for settings, files or data that cannot be used, FloatingPointError where
     gradients are not finite too often in a row.
@@ -56,49 +65,34 @@ def distil_decoder(config: DecoderDistilConfig, out: str | Path, resume: bool = 
     run = DecoderDistillation(config, out)
     if resume:
         run.load()
+    out.mkdir(parents=True, exist_ok=True)
     (out / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")
     run.train()
-    return out / DECODER_FILE
+    return out / CHECKPOINT_FOLDER
 
 
-def piece_embeddings(tokenizer: Tokenizer, vocabulary: WhisperVocabulary, embedding: Tensor) -> Tensor:
-    """Return each piece's embedding, (vocab_size, d_model): the mean of its text's Whisper tokens.
-
-    embedding: (Whisper's ids, d_model). Begin and end take those of the prompt's last mark and of Whisper's end; the
-    unknown piece, the mean of all; blank, zeros.
-    """
-    words = embedding[: vocabulary.end_id]
-    special = {
-        BLANK_ID: torch.zeros_like(words[0]),
-        UNK_ID: words.mean(0),
-        BOS_ID: embedding[vocabulary.prompt[-1]],
-        EOS_ID: embedding[vocabulary.end_id],
-    }
-    rows = [
-        special[i] if i in special else embedding[vocabulary.encode(text)].mean(0)
-        for i, text in enumerate(tokenizer.pieces())
-    ]
-    return torch.stack(rows)
+def choose_tokens(
+    config: DecoderDistilConfig, pieces: Tokenizer, whisper: WhisperVocabulary, spoken: list[Utterance]
+) -> Tokenizer:
+    """Return the tokenizer of a run that is given a CTC head's pieces. Raises ValueError or FileNotFoundError for texts
+    that cannot be read, ValueError for a vocab_size that leaves no place."""
+    words: dict[str, float] = dict(word_counts(normalize_text(one.text, config.text_form) for one in spoken))
+    for word, count in _words_of(config.texts, config.text_form).items():
+        words[word] = words.get(word, 0) + TEXT_WEIGHT * count
+    tokenizer = build_tokenizer(pieces, whisper, token_shares(words, whisper), config.vocab_size)
+    log.info("vocab_size: %d, of them %d pieces of the CTC head", tokenizer.vocab_size, pieces.vocab_size)
+    return tokenizer
 
 
-@torch.no_grad()
-def start_decoder(decoder: Decoder, teacher: Teacher, embeddings: Tensor) -> None:
-    """Copy the teacher's norms and feed-forward layers into a decoder of the same sizes, and set its embeddings."""
-    for block, taught in zip(decoder.blocks, teacher.decoder.blocks, strict=True):
-        assert isinstance(block, DecoderBlock) and isinstance(taught, Block) and block.ff is not None
-        assert taught.cross_attn_ln is not None
-        block.norm.load_state_dict(taught.attn_ln.state_dict())
-        block.cross_norm.load_state_dict(taught.cross_attn_ln.state_dict())
-        block.mixer.out_proj.weight.zero_()  # errors begin at 1: attention's outputs are small
-        block.cross.out_proj.weight.zero_()
-        norm, wide, _, _, narrow = block.ff
-        norm.load_state_dict(taught.mlp_ln.state_dict())
-        wide.load_state_dict(taught.mlp[0].state_dict())
-        narrow.load_state_dict(taught.mlp[2].state_dict())
-    decoder.norm.load_state_dict(teacher.decoder.ln.state_dict())
-    decoder.embedding.weight.copy_(embeddings)
-    decoder.out_proj.weight.copy_(embeddings)  # Whisper's output is tied to its embedding
-    decoder.out_proj.bias.zero_()
+def _words_of(files: list[str], text_form: TextForm) -> Counter[str]:
+    words: Counter[str] = Counter()
+    for file in files:
+        try:
+            lines = Path(file).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"texts: {file} is not UTF-8 text ({error})") from error
+        words.update(word_counts(normalize_text(line, text_form) for line in lines))
+    return words
 
 
 class DecoderDistillation:
@@ -107,43 +101,81 @@ class DecoderDistillation:
     def __init__(self, config: DecoderDistilConfig, out: Path) -> None:
         self.config, self.out = config, out
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.teacher = build_teacher(read_whisper_weights(config.teacher)).to(self.device)
-        self.vocabulary = WhisperVocabulary.load(config.teacher_tokenizer)
-        tokenizer = Tokenizer.load(config.tokenizer)
-        self.tokenizer_sha256 = tokenizer_hash(tokenizer)
-        windows, dev_windows = (
-            Windows(read_manifests(config.train), config.seed),
-            Windows(read_manifests(config.dev), 0),
-        )
-        if len(windows) < config.windows:
-            raise ValueError(f"{len(windows)} windows of audio are fewer than a batch's (windows: {config.windows})")
-        self.train_states = TeacherStates(self.teacher, windows, out / TRAIN_FOLDER, config.bf16)
-        self.dev_states = TeacherStates(self.teacher, dev_windows, out / "teacher" / "dev", config.bf16)
+        teacher = build_teacher(read_whisper_weights(config.teacher))
+        whisper = WhisperVocabulary.load(config.teacher_tokenizer)
+        spoken = read_manifests(config.train)
         torch.manual_seed(config.seed)
-        d_model = self.teacher.d_model
-        blocks = len(self.teacher.decoder.blocks)
-        self.model_config = ModelConfig(
-            vocab_size=tokenizer.vocab_size,
-            d_model=d_model,
-            decoder=DecoderConfig(n_layers=blocks, d_ff=4 * d_model, dropout=0.0, mixer=config.mixer),
-        )
-        self.decoder = Decoder(self.model_config).to(self.device)
-        embedding = self.teacher.decoder.token_embedding.weight
-        start_decoder(self.decoder, self.teacher, piece_embeddings(tokenizer, self.vocabulary, embedding))
-        self.mixers = nn.ModuleList(block.mixer for block in self.decoder.blocks if isinstance(block, DecoderBlock))
-        groups = parameter_groups(self.mixers, 0.01)
-        self.optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+        self.model, self.tokenizer = self._start(teacher, whisper, spoken)
+        self.model.to(self.device).eval()
+        self.decoder = self.model.decoder
+        self.teacher = TeacherReader(teacher, whisper, self.tokenizer, self.model.config).to(self.device)
+        layers, kept = len(teacher.decoder.blocks), len(self.decoder.blocks)
+        self.followed = [(i + 1) * layers // kept - 1 for i in range(kept)]
+        """The teacher's layer whose output each of the student's has to give."""
+        self.train_set = self._listen(spoken)
+        if not self.train_set:
+            raise ValueError(f"no utterance to learn from in {', '.join(config.train)}")
+        self.dev_sets = {Path(name).stem: self._listen(self._some(read_manifests([name]))) for name in config.dev}
+        self.optimiser = torch.optim.AdamW(self._groups(), lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
         self.step, self.minutes, self._skipped = 0, 0.0, 0
 
+    def _start(
+        self, teacher: Teacher, whisper: WhisperVocabulary, spoken: list[Utterance]
+    ) -> tuple[SambaASR, Tokenizer]:
+        old, pieces = load_checkpoint(resolve_model(self.config.model))
+        if old.config.d_model != teacher.d_model:
+            raise ValueError(
+                f"model: its d_model ({old.config.d_model}) must be the width of the teacher ({teacher.d_model})"
+            )
+        if goes_on(old.config):
+            return old, pieces
+        tokenizer = choose_tokens(self.config, pieces, whisper, spoken)
+        model = widened(old, pieces, tokenizer, self.config)
+        reader = TeacherReader(teacher, whisper, tokenizer, model.config)
+        start_decoder(model.decoder, teacher, self.config.layers, reader.embeddings)
+        return model, tokenizer
+
+    def _listen(self, utterances: list[Utterance]) -> list[Said]:
+        return listen(
+            self.model,
+            self.tokenizer,
+            utterances,
+            max_duration=self.config.max_duration,
+            most_tokens=self.teacher.longest - 1,
+            text_form=self.config.text_form,
+        )
+
+    def _some(self, utterances: list[Utterance]) -> list[Utterance]:
+        """Return those of a development set that validations take."""
+        count = min(len(utterances), self.config.dev_utterances)
+        return [utterances[i * len(utterances) // count] for i in range(count)]
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """Return the optimiser's groups, each with its share of the learning rate; encoder, CTC and the norm of what is
+        heard stay as they are."""
+        self.model.requires_grad_(False)
+        self.decoder.requires_grad_(True)
+        self.decoder.memory_norm.requires_grad_(False)
+        fresh: set[int] = set()
+        for block in self.decoder.blocks:
+            assert isinstance(block, DecoderBlock) and isinstance(block.cross, Window)
+            new = (block.mixer, block.cross.kernel, block.cross.salience)
+            fresh |= {id(parameter) for parameter in chain.from_iterable(part.parameters() for part in new)}
+        return [
+            {**group, "params": [p for p in group["params"] if (id(p) in fresh) == is_fresh], "share": share}
+            for group in parameter_groups(self.decoder, WEIGHT_DECAY)
+            for is_fresh, share in ((True, 1.0), (False, self.config.copied_share))
+        ]
+
     def load(self) -> None:
-        """Take up the run where its last checkpoint left it. Raises ValueError where that has other sizes."""
+        """Take up the run where its last checkpoint left it. Raises ValueError where that has other tokens or sizes."""
         path = self.out / STATE_FILE
         if not path.is_file():
             log.info("%s has no checkpoint: starting anew", self.out)
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
-        if state["tokenizer_sha256"] != self.tokenizer_sha256:
-            raise ValueError(f"{path} was made for another tokenizer than {self.config.tokenizer}")
+        if state["tokenizer_sha256"] != tokenizer_hash(self.tokenizer):
+            raise ValueError(f"{path} was made for other tokens: model, train, texts and vocab_size must stay the same")
         try:
             self.decoder.load_state_dict(state["decoder"])
         except RuntimeError as error:
@@ -151,89 +183,124 @@ class DecoderDistillation:
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.minutes = state["step"], state["minutes"]
 
-    def save(self) -> None:
-        """Write the decoder's weights (matrices in float16), and a checkpoint to resume from."""
-        tensors = {name: as_stored(name, value, torch.float16) for name, value in self.decoder.state_dict().items()}
-        own = {"tokenizer_sha256": self.tokenizer_sha256}
-        with replacing(self.out / DECODER_FILE) as partial:
-            save_file(tensors, partial, metadata={**own, "config": json.dumps(self.model_config.to_dict())})
-        state = {"decoder": self.decoder.state_dict(), "optimiser": self.optimiser.state_dict()}
+    def save(self, found: str) -> None:
+        """Write the whole model, and a checkpoint to resume from; found: what a validation says."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        decoder = {name: value.detach().clone() for name, value in self.decoder.state_dict().items()}
+        state = {"decoder": decoder, "optimiser": self.optimiser.state_dict()}
+        own = {"step": self.step, "minutes": self.minutes, "tokenizer_sha256": tokenizer_hash(self.tokenizer)}
         with replacing(self.out / STATE_FILE) as partial:
-            torch.save({**state, **own, "step": self.step, "minutes": self.minutes}, partial)
+            torch.save({**state, **own}, partial)
+        save_checkpoint(self.out / CHECKPOINT_FOLDER, self.model, self.tokenizer, self._card(found))
 
     def train(self) -> None:
-        """Train the mixers for the run's time; validate and save now and then, and at the end."""
+        """Train the decoder for the run's time; validate and save now and then, and at the end."""
         config, before, validated = self.config, self.minutes, self.minutes
         batches, started = self._batches(), time.monotonic()
         total = round(config.minutes, 2)
+        tqdm.write(f"start: {self.validate()}", file=sys.stderr)
         bar = tqdm(desc="stage decoder", unit="min", total=total, initial=round(before, 2), mininterval=5)
         while self.minutes < config.minutes:
             progress = self.minutes / config.minutes
-            share = learning_rate_share(self.step, progress, warmup_steps=config.warmup_steps, final_share=0.05)
+            share = learning_rate_share(self.step, progress, warmup_steps=config.warmup_steps, final_share=0.0)
             for group in self.optimiser.param_groups:
-                group["lr"] = config.learning_rate * share
-            errors = self.errors(self.train_states, next(batches))
-            self.optimiser.zero_grad()
-            errors.sum().backward()
-            norm = nn.utils.clip_grad_norm_(self.mixers.parameters(), GRADIENT_CLIP * len(errors))
-            self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
-            if self._skipped >= MAX_SKIPPED_IN_A_ROW:
-                raise FloatingPointError(
-                    f"the gradient was not finite {self._skipped} times in a row, at step {self.step}: lower "
-                    f"learning_rate ({config.learning_rate}), then --resume true"
-                )
-            if not self._skipped:
-                self.optimiser.step()
+                group["lr"] = config.learning_rate * share * group["share"]
+            losses = self.losses(next(batches))
+            self._learn(losses)
             self.step += 1
             self.minutes = before + (time.monotonic() - started) / 60
             bar.n = min(round(self.minutes, 2), total)
             if self.step % 20 == 0:
-                bar.set_postfix_str(f"error {errors.mean():.3f}")
+                bar.set_postfix_str(" ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()))
             if self.minutes - validated >= config.validate_minutes or self.minutes >= config.minutes:
                 validated = self.minutes
-                tqdm.write(f"{self.minutes:.1f} min: dev errors {self.validate()}", file=sys.stderr)
-                self.save()
+                found = self.validate()
+                tqdm.write(f"{self.minutes:.1f} min: {found}", file=sys.stderr)
+                self.save(found)
         bar.close()
 
-    @torch.no_grad()
-    def validate(self) -> str:
-        """Return each layer's error on windows of the development sets, in words."""
-        chosen = list(range(min(DEV_WINDOWS, len(self.dev_states.windows))))
-        return " ".join(f"{error:.3f}" for error in self.errors(self.dev_states, chosen).tolist())
+    def _learn(self, losses: dict[str, Tensor]) -> None:
+        """Make a step, unless its gradient is not finite."""
+        config = self.config
+        loss = losses["kl"] + config.cross_entropy_weight * losses["ce"] + config.hidden_weight * losses["hidden"]
+        self.optimiser.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), GRADIENT_CLIP)
+        self._skipped = 0 if torch.isfinite(norm) else self._skipped + 1
+        if self._skipped >= MAX_SKIPPED_IN_A_ROW:
+            raise FloatingPointError(
+                f"the gradient was not finite {self._skipped} times in a row, at step {self.step}: lower "
+                f"learning_rate ({config.learning_rate}), then --resume true"
+            )
+        if not self._skipped:
+            self.optimiser.step()
 
-    def errors(self, states: TeacherStates, chosen: list[int]) -> Tensor:
-        """Return each layer's error (n_layers,), as :func:`relative_error` has it, on what is said in windows."""
-        tokens, lengths = self._tokens(states.windows, chosen)
-        memory = states.states(chosen).to(self.device)
+    def losses(self, batch: SaidBatch) -> dict[str, Tensor]:
+        """Return what a training step's loss is made of: nats a token of ``kl`` and ``ce``, and ``hidden``, the
+        relative error of the blocks' outputs. Draws follow from the seed and the step."""
+        self.decoder.train()
+        draws = torch.Generator().manual_seed(mix_seed(self.config.seed, self.step))
+        jitter = torch.randint(-PLACE_JITTER, PLACE_JITTER + 1, batch.places.shape, generator=draws)
+        heard = torch.rand(batch.states.shape[:2], generator=draws) >= self.config.state_dropout
+        inputs, targets = decoder_pairs(batch.tokens, batch.token_lengths)
+        own, lengths = targets != IGNORED, batch.token_lengths + 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
             with torch.no_grad():
-                taps = self.teacher.decoder.taps(tokens, self.teacher.decoder.read_memory(memory))
-            return torch.stack([self._error(i, tap, lengths) for i, tap in enumerate(taps)])
+                memory = self.decoder.memory_norm(batch.states)
+                wanted, taught = self.teacher(inputs, memory, batch.lengths, batch.places)
+            missed = memory * heard.unsqueeze(-1).to(memory)
+            places = batch.places + jitter.to(self.device)
+            logits, outputs = read_blocks(self.decoder, inputs, lengths, missed, batch.lengths, places)
+        said = logits[own].float().log_softmax(-1)
+        errors = [
+            relative_error(output, taught[layer], lengths) for output, layer in zip(outputs, self.followed, strict=True)
+        ]
+        return {
+            "kl": F.kl_div(said, wanted[own].log_softmax(-1), log_target=True, reduction="batchmean"),
+            "ce": F.nll_loss(said, targets[own]),
+            "hidden": torch.stack(errors).mean(),
+        }
 
-    def _error(self, layer: int, tap: LayerTap, lengths: Tensor) -> Tensor:
-        said: Tensor = self.mixers[layer](tap.given.float(), lengths)[0]
-        return relative_error(said, tap.said.float(), lengths)
+    def validate(self) -> str:
+        """Return, in words, the nats a character of each development set, of the student and of its teacher."""
+        parts = []
+        for name, said in self.dev_sets.items():
+            student, teacher = self.nats(said)
+            parts.append(f"{name} {student:.4f} ({teacher:.4f})")
+        return f"dev nats a character (teacher's): {', '.join(parts)}"
 
-    def _tokens(self, windows: Windows, chosen: list[int]) -> tuple[Tensor, Tensor]:
-        """Return prompt and text of windows, (batch, tokens) int64, ends after them, and their lengths (batch,)."""
-        longest = len(self.teacher.decoder.positional_embedding)
-        rows = []
-        for window in chosen:
-            said = [windows.utterances[place.utterance].text for place in windows.placements[window]]
-            text = normalize_text(" ".join(said), self.config.text_form)
-            words = self.vocabulary.encode(f" {text}")
-            rows.append([*self.vocabulary.prompt, *words][:longest])
-        lengths = torch.tensor([len(row) for row in rows])
-        tokens = torch.full((len(rows), int(lengths.max())), self.vocabulary.end_id)
-        for filled, row in zip(tokens, rows, strict=True):
-            filled[: len(row)] = torch.tensor(row)
-        return tokens.to(self.device), lengths.to(self.device)
+    @torch.no_grad()
+    def nats(self, said: list[Said]) -> tuple[float, float]:
+        """Return the student's and the teacher's cross-entropy, end tokens counted, in nats a character."""
+        self.decoder.eval()
+        totals = torch.zeros(2, dtype=torch.float64)
+        for chosen in dev_batches([len(one.states) for one in said], self.config.batch_states):
+            batch = collate([said[i] for _, i in chosen], self.device)
+            inputs, targets = decoder_pairs(batch.tokens, batch.token_lengths)
+            memory = self.decoder.memory_norm(batch.states)
+            lengths = batch.token_lengths + 1
+            student, _ = read_blocks(self.decoder, inputs, lengths, memory, batch.lengths, batch.places)
+            teacher, _ = self.teacher(inputs, memory, batch.lengths, batch.places)
+            own = targets != IGNORED
+            for i, logits in enumerate((student, teacher)):
+                totals[i] += float(F.cross_entropy(logits[own].float(), targets[own], reduction="sum"))
+        student_nats, teacher_nats = (totals / max(1, sum(one.characters for one in said))).tolist()
+        return student_nats, teacher_nats
 
-    def _batches(self) -> Iterator[list[int]]:
-        count, size = len(self.train_states.windows), self.config.windows
-        per_epoch, step = count // size, self.step
-        while True:
-            order = list(range(count))
-            random.Random(f"decoder {self.config.seed} {step // per_epoch}").shuffle(order)
-            yield order[step % per_epoch * size :][:size]
-            step += 1
+    def _batches(self) -> Iterator[SaidBatch]:
+        lengths = [float(len(one.states)) for one in self.train_set]
+        sequence = BatchSequence(lengths, self.config.batch_states, self.config.seed, start_step=self.step)
+        for batch in sequence:
+            yield collate([self.train_set[i] for _, i in batch], self.device)
+
+    def _card(self, found: str) -> str:
+        config = self.config
+        recordings, texts = (", ".join(f"`{name}`" for name in names) for names in (config.train, config.texts))
+        return (
+            "# A recogniser with a distilled decoder\n\n"
+            f"Encoder and CTC head are those of `{config.model}`. The decoder learnt from that of the Whisper model "
+            f"`{config.teacher}`, {self.minutes:.1f} min, with recipes/whisper_to_samba/distil_decoder.py.\n\n"
+            f"- Recordings: {recordings}.\n"
+            f"- Texts that helped to choose the tokens: {texts or 'none'}.\n"
+            f"- Validation: {found}.\n"
+        )

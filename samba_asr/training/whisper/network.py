@@ -46,9 +46,15 @@ class Attention(nn.Module):
         """x: (batch, time, d_model)."""
         return KeyValues(self._split(self.key(x)), self._split(self.value(x)))
 
-    def forward(self, x: Tensor, memory: KeyValues, causal: bool = False) -> Tensor:
-        """x: (batch, time, d_model). Returns the same shape."""
-        y = F.scaled_dot_product_attention(self._split(self.query(x)), *memory, is_causal=causal)
+    def forward(self, x: Tensor, memory: KeyValues, causal: bool = False, heard: Tensor | None = None) -> Tensor:
+        """x: (batch, time, d_model); heard: (batch, time, memory's time) bool, all that each place may hear. Returns
+        the same shape as x; of a place that may hear nothing, the projection's bias."""
+        if heard is None:
+            y = F.scaled_dot_product_attention(self._split(self.query(x)), *memory, is_causal=causal)
+        else:
+            any_heard = heard.any(-1, keepdim=True).unsqueeze(1)  # none at all would be no number
+            mask = heard.unsqueeze(1) | ~any_heard
+            y = F.scaled_dot_product_attention(self._split(self.query(x)), *memory, attn_mask=mask) * any_heard
         said: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return said
 
@@ -76,17 +82,19 @@ class Block(nn.Module):
         x = x + said
         return x + self.mlp(self.mlp_ln(x)), LayerTap(given, said)
 
-    def decode(self, x: Tensor, past: KeyValues | None, memory: KeyValues) -> tuple[Tensor, KeyValues, LayerTap]:
-        """x: (batch, tokens, d_model), after those in past. Returns x, past with them, and a tap on self-attention."""
+    def decode(
+        self, x: Tensor, past: KeyValues | None, memory: KeyValues, heard: Tensor | None = None
+    ) -> tuple[Tensor, KeyValues]:
+        """x: (batch, tokens, d_model), after those in past; heard: as in :meth:`Attention.forward`, of the memory.
+        Returns x, and past with them."""
         assert self.cross_attn is not None and self.cross_attn_ln is not None
         given = self.attn_ln(x)
         own = self.attn.read(given)
         if past is not None:
             own = KeyValues(*(torch.cat(pair, 2) for pair in zip(past, own, strict=True)))
-        said = self.attn(given, own, causal=past is None)
-        x = x + said
-        x = x + self.cross_attn(self.cross_attn_ln(x), memory)
-        return x + self.mlp(self.mlp_ln(x)), own, LayerTap(given, said)
+        x = x + self.attn(given, own, causal=past is None)
+        x = x + self.cross_attn(self.cross_attn_ln(x), memory, heard=heard)
+        return x + self.mlp(self.mlp_ln(x)), own
 
 
 class TeacherEncoder(nn.Module):
@@ -160,15 +168,6 @@ class TeacherDecoder(nn.Module):
 
         Raises ValueError for several tokens after the first call, or more in all than the model has positions.
         """
-        x, state, _ = self._read(tokens, state)
-        return F.linear(self.ln(x), self.token_embedding.weight), state
-
-    def taps(self, tokens: Tensor, state: TeacherState) -> list[LayerTap]:
-        """Return what each layer's self-attention is given and says of tokens: (batch, tokens) int64. Raises ValueError
-        as :meth:`forward`."""
-        return self._read(tokens, state)[2]
-
-    def _read(self, tokens: Tensor, state: TeacherState) -> tuple[Tensor, TeacherState, list[LayerTap]]:
         end = state.position + tokens.shape[1]
         if state.position and tokens.shape[1] != 1:
             raise ValueError(f"the teacher's decoder takes one token after the first call, not {tokens.shape[1]}")
@@ -177,13 +176,26 @@ class TeacherDecoder(nn.Module):
                 f"{end} tokens are more than the teacher writes at once ({len(self.positional_embedding)})"
             )
         x = self.token_embedding(tokens) + self.positional_embedding[state.position : end]
-        past, taps = [], []
+        past = []
         for block, own, memory in zip(self.blocks, state.past, state.memory, strict=True):
             assert isinstance(block, Block)
-            x, new, tap = block.decode(x, own, memory)
+            x, new = block.decode(x, own, memory)
             past.append(new)
-            taps.append(tap)
-        return x, TeacherState(end, state.memory, tuple(past)), taps
+        return F.linear(self.ln(x), self.token_embedding.weight), TeacherState(end, state.memory, tuple(past))
+
+    def hear(self, x: Tensor, encoder_out: Tensor, heard: Tensor) -> list[Tensor]:
+        """Return what leaves each block, (batch, tokens, d_model), where each token hears some of the states.
+
+        x: (batch, tokens, d_model), embeddings from the first one on, without positions; encoder_out: (batch, states,
+        d_model); heard: (batch, tokens, states) bool.
+        """
+        x = x + self.positional_embedding[: x.shape[1]]
+        outputs = []
+        for block, memory in zip(self.blocks, self.read_memory(encoder_out).memory, strict=True):
+            assert isinstance(block, Block)
+            x, _ = block.decode(x, None, memory, heard)
+            outputs.append(x)
+        return outputs
 
 
 class Teacher(nn.Module):

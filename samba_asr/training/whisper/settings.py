@@ -96,41 +96,74 @@ class DistilConfig:
 
 @dataclass(frozen=True)
 class DecoderDistilConfig:
-    """A decoder's start from its teacher's: each mixer learns what its self-attention layer says."""
+    """A decoder that listens by windows, from a teacher's decoder, on top of a trained encoder and CTC head."""
 
+    model: str
+    """Checkpoint whose encoder and CTC head stay as they are. Its decoder is dropped; one that listens by windows and
+    has tokens of its own is what the run goes on from, with the settings that its config has of vocab_size, mixer and
+    window."""
     teacher: str
     """Whisper checkpoint: .pt (openai), .safetensors (Hugging Face) or .npz (CTranslate2's names)."""
     teacher_tokenizer: str
     """The teacher's tokenizer.json."""
-    tokenizer: str
-    """SentencePiece model of the recogniser, as made by prepare.py."""
     train: list[str]
     """Training manifests (JSON lines), as made by prepare.py: audio and text."""
     dev: list[str]
     """Manifests of the development sets."""
+    texts: list[str] = field(default_factory=list)
+    """Text files whose words, at half the weight of the transcripts', help to choose the tokens."""
+    vocab_size: int = 5950
+    """Tokens: the pieces of the CTC head first, then the commonest of the teacher's; fewer where there are no more."""
+    layers: list[int] = field(default_factory=lambda: [0, 3])
+    """The teacher's decoder layers that are kept, counted from 0."""
     text_form: TextForm = "spoken"
-    """Form of the transcripts that the teacher reads, as train.py's data.text_form."""
-    mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1))
-    """What takes self-attention's place, and the cross-connection's mixer."""
-    minutes: float = 4.0
-    """Wall-clock time."""
-    windows: int = 4
-    """Windows of 30 s in a batch."""
-    learning_rate: float = 2e-3
-    """Peak."""
-    warmup_steps: int = 50
+    """Form of the transcripts, as train.py's data.text_form."""
+    mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1, groups=0))
+    """What takes self-attention's place; it starts from that as distil.py's mixers do."""
+    window_before: int = 12
+    """States heard before the place where the next token is expected, by teacher and student."""
+    window_after: int = 24
+    """States heard from that place on."""
+    minutes: float = 20.0
+    """Wall-clock time, without that of the encoder's states."""
+    batch_states: int = 4000
+    """Most states in a batch, padding included."""
+    max_duration: float = 30.0
+    """Seconds; longer utterances are left out."""
+    learning_rate: float = 1e-3
+    """Peak, of what is new: mixers, windows' weights."""
+    copied_share: float = 0.25
+    """Learning rate of what was copied from the teacher, as a share of that."""
+    warmup_steps: int = 100
     """The learning rate rises over these."""
-    validate_minutes: float = 2.0
+    cross_entropy_weight: float = 0.3
+    """Of the transcripts' cross-entropy, beside 1 for the divergence from the teacher's decoder."""
+    hidden_weight: float = 0.3
+    """Of the relative error of what leaves each block."""
+    state_dropout: float = 0.05
+    """Probability that the student misses a state."""
+    dev_utterances: int = 200
+    """Most of each development set, evenly spread."""
+    validate_minutes: float = 5.0
     """Between validations and checkpoints."""
     seed: int = 0
-    """Of weights, windows and their order."""
+    """Of weights, batches and draws."""
     bf16: bool = True
     """Mixed precision."""
 
     def __post_init__(self) -> None:
-        for name in ("minutes", "windows", "learning_rate", "validate_minutes"):
+        positive = ("vocab_size", "minutes", "batch_states", "max_duration", "learning_rate", "dev_utterances")
+        for name in (*positive, "validate_minutes", "window_after"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be positive")
+        for name in ("window_before", "cross_entropy_weight", "hidden_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
+        for name, most in (("copied_share", 1.0), ("state_dropout", 0.99)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, {most:g}]")
+        if not self.layers or sorted(set(self.layers)) != self.layers or self.layers[0] < 0:
+            raise ValueError(f"layers ({self.layers}) must be numbers from 0 on, each once, in order")
         if not self.train or not self.dev:
             raise ValueError("train and dev must each name at least one manifest")
 

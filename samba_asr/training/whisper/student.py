@@ -58,10 +58,10 @@ def resembles(mixer: Mamba2, attention: Attention) -> bool:
 
 
 @torch.no_grad()
-def copy_attention(mixer: Mamba2, attention: Attention) -> None:
+def copy_attention(mixer: Mamba2, attention: Attention, directions: int = 2) -> None:
     """Start a mixer from an attention layer: x, B and C are its values, keys and queries, and the convolution passes
-    them on (MOHAWK, arXiv 2408.10189; Mamba in the Llama, arXiv 2408.15237). What it says is shared out to the two
-    directions and to the heads that stand for one of its own. Steps, decays and gates stay as they are.
+    them on (MOHAWK, arXiv 2408.10189; Mamba in the Llama, arXiv 2408.15237). What it says is shared out to the
+    directions, one or two, and to the heads that stand for one of its own. Steps, decays and gates stay as they are.
 
     Raises ValueError for a mixer that does not resemble the attention.
     """
@@ -87,7 +87,7 @@ def copy_attention(mixer: Mamba2, attention: Attention) -> None:
     bias = torch.cat([rows(bias * factor, count) for _, bias, count, factor in parts])
     if hasattr(mixer, "in_proj"):
         mixer.in_proj.weight[inner : 2 * inner + 2 * states] = weight
-        copies = 2 * mixer.heads // attention.heads
+        copies = directions * mixer.heads // attention.heads
         mixer.out_proj.weight.copy_(rows(attention.out.weight.mT, mixer.heads).mT / copies)
     mixer.conv1d.weight.zero_()
     mixer.conv1d.weight[:, 0, -1] = 1.0

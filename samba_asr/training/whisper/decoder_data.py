@@ -1,0 +1,127 @@
+"""What a decoder learns from: the encoder's states of each utterance, and where in them it listens for each token."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from samba_asr.audio.load import AudioDecodeError, load_audio
+from samba_asr.model.alignment import align, listening_places
+from samba_asr.model.asr import SambaASR
+from samba_asr.text.normalization import TextForm
+from samba_asr.text.tokenizer import UNK_ID, Tokenizer
+from samba_asr.training.batching import dev_batches
+from samba_asr.training.data import Selection, select_utterances
+from samba_asr.training.manifest import Utterance
+
+log = logging.getLogger(__name__)
+
+SHORTEST_SECONDS = 0.2
+BATCH_SECONDS = 60.0
+
+
+class Said(NamedTuple):
+    """One utterance."""
+
+    states: Tensor
+    """(states, d_model) float16, as the encoder gives them."""
+    tokens: list[int]
+    places: list[int]
+    """Where to listen for each token and for the end."""
+    characters: int
+
+
+class SaidBatch(NamedTuple):
+    """Padded utterances."""
+
+    states: Tensor
+    """(batch, states, d_model) float32"""
+    lengths: Tensor
+    """(batch,) int64, states"""
+    tokens: Tensor
+    """(batch, tokens) int64"""
+    token_lengths: Tensor
+    """(batch,) int64"""
+    places: Tensor
+    """(batch, tokens + 1) int64"""
+
+
+def collate(said: Sequence[Said], device: torch.device) -> SaidBatch:
+    """Pad utterances to a batch."""
+    batch = SaidBatch(
+        pad_sequence([one.states for one in said], batch_first=True).float(),
+        torch.tensor([len(one.states) for one in said]),
+        pad_sequence([torch.tensor(one.tokens) for one in said], batch_first=True),
+        torch.tensor([len(one.tokens) for one in said]),
+        pad_sequence([torch.tensor(one.places) for one in said], batch_first=True),
+    )
+    return SaidBatch(*(tensor.to(device) for tensor in batch))
+
+
+def listen(
+    model: SambaASR,
+    tokenizer: Tokenizer,
+    utterances: Sequence[Utterance],
+    *,
+    max_duration: float,
+    most_tokens: int,
+    text_form: TextForm,
+) -> list[Said]:
+    """Return utterances as a model hears them, from short to long, those left out that the decoder cannot learn from:
+    longer than max_duration (seconds) or most_tokens, with characters that no piece writes, or that CTC cannot place.
+
+    Raises ValueError for audio that cannot be read.
+    """
+    chosen = select_utterances(
+        utterances,
+        tokenizer,
+        model.config,
+        min_duration=SHORTEST_SECONDS,
+        max_duration=max_duration,
+        text_form=text_form,
+    )
+    said: list[Said] = []
+    batches = dev_batches([utterance.duration for utterance in chosen.utterances], BATCH_SECONDS)
+    for batch in tqdm(batches, desc="states", unit="batch", mininterval=5, leave=False):
+        kept = [i for _, i in batch if UNK_ID not in chosen.tokens[i] and len(chosen.tokens[i]) <= most_tokens]
+        if kept:
+            said += _listen(model, tokenizer, chosen, kept)
+    size = sum(one.states.numel() for one in said) * 2 / 1e9
+    hours = sum(len(one.states) for one in said) * model.seconds_per_state / 3600
+    log.info("%d of %d utterances, %.2f h, states: %.2f GB", len(said), len(utterances), hours, size)
+    return said
+
+
+@torch.no_grad()
+def _listen(model: SambaASR, tokenizer: Tokenizer, chosen: Selection, batch: list[int]) -> list[Said]:
+    device = model.ctc_head.weight.device
+    waveforms = [_waveform(chosen.utterances[i], model.config.features.sample_rate) for i in batch]
+    lengths = torch.tensor([len(waveform) for waveform in waveforms], device=device)
+    tokens = [torch.tensor(chosen.tokens[i]) for i in batch]
+    states, state_lengths = model.encode(pad_sequence(waveforms, batch_first=True).to(device), lengths)
+    log_probs = model.ctc_log_probs(states, state_lengths)
+    token_lengths = torch.tensor([len(row) for row in tokens])
+    pieces, counts = model.spell(pad_sequence(tokens, batch_first=True), token_lengths)
+    firsts = align(log_probs.cpu().numpy(), state_lengths.tolist(), pieces)
+    halves = states.half().cpu()
+    return [
+        Said(
+            halves[row, :length].clone(),
+            tokens[row].tolist(),
+            listening_places(first, counts[row], length),
+            len(tokenizer.decode(tokens[row].tolist())),
+        )
+        for row, (first, length) in enumerate(zip(firsts, state_lengths.tolist(), strict=True))
+        if first is not None
+    ]
+
+
+def _waveform(utterance: Utterance, sample_rate: int) -> Tensor:
+    try:
+        return torch.from_numpy(load_audio(utterance.audio, sample_rate))
+    except AudioDecodeError as error:
+        raise ValueError(f"{error}; take it out of the manifest") from error

@@ -1,0 +1,150 @@
+"""Where a decoder that learns from a Whisper decoder starts, and what that says when it hears no more than the student.
+
+Norms, feed-forward layers, and the value and output projections of cross-attention are copied; a mamba2 mixer that
+resembles self-attention starts from it, as in the encoder. Windows begin by hearing all their states alike.
+"""
+
+import dataclasses
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samba_asr.config import CTCConfig, DecoderConfig, ModelConfig
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.decoder import Decoder, DecoderBlock
+from samba_asr.model.listening import Window
+from samba_asr.ssm.mixer import Mamba2
+from samba_asr.text.tokenizer import BLANK_ID, UNK_ID, Tokenizer
+from samba_asr.training.whisper.network import Block, Teacher
+from samba_asr.training.whisper.settings import DecoderDistilConfig
+from samba_asr.training.whisper.student import copy_attention, resembles
+from samba_asr.training.whisper.tokens import spellings, token_embeddings
+from samba_asr.training.whisper.vocabulary import WhisperVocabulary
+
+NEVER = -1e4
+"""The teacher's logit of what no text holds."""
+
+
+class TeacherReader(nn.Module):
+    """A Whisper decoder that reads and writes the student's tokens and hears the student's windows."""
+
+    embeddings: Tensor
+    prompt: Tensor
+
+    def __init__(self, teacher: Teacher, whisper: WhisperVocabulary, tokenizer: Tokenizer, config: ModelConfig) -> None:
+        super().__init__()
+        self.decoder = teacher.decoder
+        self.before, self.after = config.decoder.window_before, config.decoder.window_after
+        embedding = teacher.decoder.token_embedding.weight
+        self.register_buffer("embeddings", token_embeddings(tokenizer, whisper, embedding))
+        self.register_buffer("prompt", embedding[list(whisper.prompt[:-1])])  # its last mark is the begin token
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a text, begin included, for which it has positions."""
+        return len(self.decoder.positional_embedding) - len(self.prompt)
+
+    def forward(self, tokens: Tensor, memory: Tensor, lengths: Tensor, places: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Score the token after each of these.
+
+        tokens, places: (batch, tokens) int64, as :meth:`Decoder.forward` has them; memory: (batch, states, d_model),
+        with a norm; lengths: (batch,) int64 states. Returns logits (batch, tokens, vocab_size), float32, and what
+        leaves each block, (batch, tokens, d_model).
+        """
+        x = torch.cat([self.prompt.expand(len(tokens), -1, -1), self.embeddings[tokens]], 1)
+        places = torch.cat([places[:, :1].expand(-1, len(self.prompt)), places], 1).unsqueeze(-1)
+        states = torch.arange(memory.shape[1], device=memory.device)
+        heard = (states >= places - self.before) & (states < places + self.after) & (states < lengths[:, None, None])
+        outputs = [output[:, len(self.prompt) :] for output in self.decoder.hear(x, memory, heard)]
+        logits = F.linear(self.decoder.ln(outputs[-1]), self.embeddings).float()
+        logits[..., [BLANK_ID, UNK_ID]] = NEVER
+        return logits, outputs
+
+
+def read_blocks(
+    decoder: Decoder, tokens: Tensor, token_lengths: Tensor, memory: Tensor, lengths: Tensor, places: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Return what :meth:`Decoder.forward` does, logits (batch, tokens, vocab_size), and what leaves each block.
+
+    memory: (batch, states, d_model), after the decoder's norm; lengths: (batch,) int64 states.
+    """
+    x, outputs = decoder.dropout(decoder.embedding(tokens)), []
+    for block in decoder.blocks:
+        assert isinstance(block, DecoderBlock)
+        x, _ = block(x, token_lengths, block.read_memory(memory, lengths), places)
+        outputs.append(x)
+    return decoder.out_proj(decoder.norm(x)), outputs
+
+
+def goes_on(config: ModelConfig) -> bool:
+    """Return whether a checkpoint has such a decoder already. Raises ValueError for one whose tokens are no use."""
+    if not config.ctc.vocab_size:
+        return False
+    if config.decoder.listening != "window":
+        raise ValueError(
+            f"model: its tokens are spelt in {config.ctc.vocab_size} pieces, but its decoder does not listen by "
+            "windows; name a checkpoint whose CTC head says whole tokens, or one of distil_decoder.py"
+        )
+    return True
+
+
+def widened(old: SambaASR, pieces: Tokenizer, tokenizer: Tokenizer, config: DecoderDistilConfig) -> SambaASR:
+    """Return a model with an old one's encoder and CTC head, and a random decoder that writes longer tokens."""
+    table = spellings(pieces, tokenizer)
+    decoder = DecoderConfig(
+        n_layers=len(config.layers),
+        d_ff=4 * old.config.d_model,
+        dropout=0.0,
+        mixer=config.mixer,
+        listening="window",
+        window_before=config.window_before,
+        window_after=config.window_after,
+        tied_embedding=True,
+    )
+    ctc = CTCConfig(old.config.ctc.n_layers, pieces.vocab_size, table.shape[1])
+    new = dataclasses.replace(old.config, vocab_size=tokenizer.vocab_size, decoder=decoder, ctc=ctc)
+    model = SambaASR(new, old.features.mel_filters)
+    own = {name: value for name, value in model.state_dict().items() if name.startswith("decoder.")}
+    kept = {name: value for name, value in old.state_dict().items() if not name.startswith("decoder.")}
+    model.load_state_dict({**own, **kept, "spellings": table})
+    return model
+
+
+@torch.no_grad()
+def start_decoder(decoder: Decoder, teacher: Teacher, layers: list[int], embeddings: Tensor) -> None:
+    """Copy some of the teacher's layers, counted from 0, into a decoder of as many, and set its embeddings.
+
+    embeddings: (vocab_size, d_model). Raises ValueError for layers that the teacher lacks.
+    """
+    taught_layers = list(teacher.decoder.blocks)
+    if layers[-1] >= len(taught_layers):
+        raise ValueError(
+            f"layers ({layers}) must be below the number of the teacher's decoder layers ({len(taught_layers)})"
+        )
+    for block, layer in zip(decoder.blocks, layers, strict=True):
+        taught = taught_layers[layer]
+        assert isinstance(block, DecoderBlock) and isinstance(taught, Block)
+        _copy_block(block, taught)
+    if isinstance(decoder.memory_norm, nn.LayerNorm):
+        decoder.memory_norm.load_state_dict(teacher.encoder.ln_post.state_dict())
+    decoder.norm.load_state_dict(teacher.decoder.ln.state_dict())
+    decoder.embedding.weight.copy_(embeddings)  # the output is tied to it, as Whisper's
+
+
+def _copy_block(block: DecoderBlock, taught: Block) -> None:
+    cross, ff = block.cross, block.ff
+    assert isinstance(cross, Window) and ff is not None
+    assert taught.cross_attn is not None and taught.cross_attn_ln is not None
+    block.norm.load_state_dict(taught.attn_ln.state_dict())
+    block.cross_norm.load_state_dict(taught.cross_attn_ln.state_dict())
+    cross.value.load_state_dict(taught.cross_attn.value.state_dict())
+    cross.out_proj.load_state_dict(taught.cross_attn.out.state_dict())
+    norm, wide, _, _, narrow = ff
+    norm.load_state_dict(taught.mlp_ln.state_dict())
+    wide.load_state_dict(taught.mlp[0].state_dict())
+    narrow.load_state_dict(taught.mlp[2].state_dict())
+    if isinstance(block.mixer, Mamba2) and resembles(block.mixer, taught.attn):
+        copy_attention(block.mixer, taught.attn, directions=1)
+    else:
+        block.mixer.out_proj.weight.mul_(0.1)  # attention's outputs are small
