@@ -217,7 +217,7 @@ class SearchConfig:
     length_bonus: float = 0.0
     """rescoring, joint: added to a text's score for each piece, or the decoder would leave words out."""
     spelling_weight: float = 1.0
-    """joint: the power to which CTC's choice among pieces is raised, from 0 to 1; whether any piece is said keeps its
+    """joint: the power to which CTC's choice among pieces is raised, above 0 to 1; whether any piece is said keeps its
     whole weight, so that no word is left out where the decoder knows better which it is."""
 
     def __post_init__(self) -> None:
@@ -225,8 +225,8 @@ class SearchConfig:
         _check_positive(self, "max_tokens_per_second", "beam_size")
         if not 0 <= self.ctc_weight <= 1:
             raise ValueError(f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
-        if not 0 <= self.spelling_weight <= 1:
-            raise ValueError(f"spelling_weight ({self.spelling_weight}) must be in [0, 1]")
+        if not 0 < self.spelling_weight <= 1:
+            raise ValueError(f"spelling_weight ({self.spelling_weight}) must be above 0 and at most 1")
         if not math.isfinite(self.length_bonus):
             raise ValueError(f"length_bonus ({self.length_bonus}) must be a number")
 

@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from model_fixture import CONFIG
@@ -125,6 +126,20 @@ def test_a_bonus_lengthens_texts(model):
         found = [joint_beam(lp, model.decoder, state, 4, 0.5, bonus)[0] for lp, state in cases]
         lengths.append(sum(len(h.tokens) for h in found))
     assert lengths[0] < lengths[1] < lengths[2]
+
+
+@torch.no_grad()
+def test_a_softened_choice_among_pieces_keeps_whether_one_is_said(model):
+    for weight in (0.3, 0.7):
+        log_probs, state = random_case(model, 5, 3)
+        blank = np.exp(log_probs[:, :1])
+        softened = np.concatenate([blank, (1 - blank) * (np.exp(log_probs[:, 1:]) / (1 - blank)) ** weight], 1)
+        found = joint_beam(log_probs, model.decoder, state, WIDE, 0.5, 0.0, weight, margin=math.inf)
+        expected = joint_beam(np.log(softened), model.decoder, state, WIDE, 0.5, margin=math.inf)
+        assert [h.tokens for h in found] == [h.tokens for h in expected]
+        assert [h.log_prob for h in found] == pytest.approx([h.log_prob for h in expected], abs=1e-9)
+    with pytest.raises(ValueError, match=r"spelling_weight \(0\) must be above 0"):
+        SearchConfig("joint", spelling_weight=0)
 
 
 def test_refuses(model):

@@ -19,8 +19,9 @@ from samba_asr.model.decoder import Decoder, DecoderState
 MARGIN = 5.0
 """Nats below the best of its kind from which on a piece starts nothing and a text is given up: each text that is kept
 costs a step of the decoder."""
-START = 0.64
-"""Share of the margin within which pieces start something."""
+SOFT_START = 1.6
+"""Times spelling_weight, this is the share of the margin within which pieces start something, up to all of it: where
+CTC's choice among them is softened, too many would."""
 
 
 @torch.no_grad()
@@ -41,12 +42,14 @@ def joint_beam(
     of its probability, the decoder's end token included; CTC's choice among pieces, given that one is said, is raised
     to the power spelling_weight.
 
-    log_probs, margin: as in :func:`ctc_prefix_beam`, of which only the share START counts for pieces; prefixes whose
-    score is more than margin below the best one's are dropped too, so that where nothing is in doubt there is no beam.
-    state: where the text starts, from :meth:`Decoder.read_memory`, of this recording alone. tree: how the decoder's
-    tokens are spelt in CTC's pieces; None: they are the same. Raises ValueError for a beam that is not positive.
+    log_probs, margin: as in :func:`ctc_prefix_beam`, but see SOFT_START; prefixes whose score is more than margin below
+    the best one's are dropped too, so that where nothing is in doubt there is no beam. state: where the text starts,
+    from :meth:`Decoder.read_memory`, of this recording alone. tree: how the decoder's tokens are spelt in CTC's pieces;
+    None: they are the same. Raises ValueError for a beam that is not positive.
     """
-    search = PrefixBeam(_softened(log_probs, spelling_weight), beam_size, margin * START)
+    search = PrefixBeam(
+        _softened(log_probs, spelling_weight), beam_size, margin * min(1.0, SOFT_START * spelling_weight)
+    )
     tree = tree or spelling_tree(None, log_probs.shape[1])
     reader = Reader(decoder, state, tree, Timing(log_probs))
     weigher = _Weigher(search, reader, ctc_weight, length_bonus)
