@@ -67,6 +67,8 @@ def test_equals_torchaudio():
         from torchaudio.functional import forced_align
     except (ImportError, OSError) as error:
         pytest.skip(f"torchaudio cannot be imported: {error}")
+    if not hasattr(torch.ops.torchaudio, "forced_align"):  # another test has imported it without its native library
+        pytest.skip("torchaudio's native library does not load")
     random = np.random.default_rng(0)
     for seed in range(5):
         text = random.integers(4, VOCAB_SIZE, 12).tolist()

@@ -4,9 +4,11 @@ import pytest
 import torch
 from model_fixture import CONFIG
 
+from samba_asr.audio.augment import SpecAugment
 from samba_asr.audio.load import load_audio
 from samba_asr.config import SearchConfig
 from samba_asr.decoding.search import search_tokens
+from samba_asr.model.alignment import align
 from samba_asr.model.asr import SambaASR
 from samba_asr.transcriber import Transcriber
 
@@ -67,3 +69,16 @@ def test_transcripts(tiny_checkpoint, quilter):
     texts = {device: Transcriber.load(tiny_checkpoint, device=device).transcribe(quilter) for device in ("cpu", "cuda")}
     assert texts["cuda"].text
     assert texts["cuda"].duration == texts["cpu"].duration
+
+
+def test_masks_and_alignments():
+    features, lengths = torch.randn(3, 300, 80), torch.tensor([300, 0, 120])
+    masked = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(4)
+        masked.append(SpecAugment()(features.to(device), lengths.to(device)).cpu())
+    torch.testing.assert_close(*masked)
+    log_probs, texts = features.log_softmax(-1), [[4, 5, 5, 6] * 9, [7], [8, 9] * 30]
+    expected, found = (align(log_probs.to(device), lengths.tolist(), texts) for device in ("cpu", "cuda"))
+    for one, other in zip(expected, found, strict=True):
+        assert one is other is None or one.tolist() == other.tolist()

@@ -84,7 +84,7 @@ def test_the_teacher_reads_every_utterance_in_a_window_of_its_own(data, tmp_path
     for utterance in bare:
         waveform = torch.from_numpy(load_audio(utterance.audio))
         (alone,) = transcribe_states(
-            teacher, vocabulary, padded_states(teacher, teacher_features(teacher), [waveform]), 126
+            teacher, vocabulary, padded_states(teacher, teacher_features(teacher.encoder), [waveform]), 126
         )
         assert alone.startswith(written[utterance.audio]) and len(written[utterance.audio]) > 20
     assert read_manifest(out / "bare.jsonl") == [
@@ -101,7 +101,7 @@ def test_the_teacher_reads_every_utterance_in_a_window_of_its_own(data, tmp_path
 def test_padding_is_silence(data):
     """A batch's longest utterance changes nothing for the others."""
     teacher = build_teacher(read_whisper_weights(data / "teacher.pt"))
-    features, waveforms = teacher_features(teacher), [0.1 * torch.randn(n) for n in (50_000, 480_000)]
+    features, waveforms = teacher_features(teacher.encoder), [0.1 * torch.randn(n) for n in (50_000, 480_000)]
     together, alone = padded_states(teacher, features, waveforms), padded_states(teacher, features, waveforms[:1])
     assert together.shape == (2, 1500, teacher.d_model)
     torch.testing.assert_close(together[0], alone[0], rtol=1e-4, atol=1e-4)

@@ -18,13 +18,16 @@ from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.callbacks import read_metrics
 from samba_asr.training.config import DataConfig, EncoderTuningConfig, OptimiserConfig, TrainingConfig
+from samba_asr.training.data import Example, collate
 from samba_asr.training.manifest import write_manifest
 from samba_asr.training.run import train
 from samba_asr.training.whisper.distil import save_encoder
-from samba_asr.training.whisper.matching import StateMatching
-from samba_asr.training.whisper.network import build_teacher
-from samba_asr.training.whisper.student import copy_teacher, student_config
+from samba_asr.training.whisper.matching import LiveMatching, StateMatching
+from samba_asr.training.whisper.network import build_teacher, build_teacher_encoder
+from samba_asr.training.whisper.student import copy_teacher, relative_error, student_config
 from samba_asr.training.whisper.targets import TRAIN_FOLDER, TeacherStates, Windows
+from samba_asr.training.whisper.transcribe import teacher_features
+from samba_asr.training.whisper.windows import pack_in_order
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,14 @@ def run(clips, tmp_path_factory):
     return out, states, config
 
 
+def batch_of(places, waveforms=None, token_counts=None):
+    """A batch of these utterances of the training set."""
+    waveforms = [torch.zeros(1)] * len(places) if waveforms is None else waveforms
+    counts = [1] * len(places) if token_counts is None else token_counts
+    examples = [Example(p, w, [5] * n) for p, w, n in zip(places, waveforms, counts, strict=True)]
+    return collate(examples)
+
+
 def paths(clips):
     return [str(path) for path, _ in clips]
 
@@ -64,7 +75,8 @@ def test_targets_are_every_second_state_without_the_mean_of_its_place(run, clips
             expected = (states.states([number])[0] - means)[start:end:2]
             length = math.ceil(len(load_audio(clips[utterance][0])) / 640)
             assert abs(length - len(expected)) <= 1
-            close(matching.targets([utterance], torch.tensor([len(expected)]))[0], expected, 1e-3)
+            found = matching.targets(batch_of([utterance]), [0], torch.tensor([len(expected)]))[0]
+            close(found, expected, 1e-3)
     assert heard
 
 
@@ -74,8 +86,8 @@ def test_targets_are_stretched_to_the_utterance(run, clips):
     place = next(place for place, known in enumerate(matching.places) if known)
     _, start, end = matching.places[place]
     given = math.ceil((end - start) / 2)
-    own = matching.targets([place], torch.tensor([given]))[0].numpy()
-    slower = matching.targets([place, place], torch.tensor([given + 37, 5]))
+    own = matching.targets(batch_of([place]), [0], torch.tensor([given]))[0].numpy()
+    slower = matching.targets(batch_of([place, place]), [0, 1], torch.tensor([given + 37, 5]))
     assert not slower[1, 5:].any()
     for channel in (0, D_MODEL - 1):  # against numpy's interpolation
         expected = np.interp(np.linspace(0, given - 1, given + 37), np.arange(given), own[:, channel])
@@ -88,16 +100,16 @@ def test_the_error_is_that_of_known_utterances_under_the_run_s_norm(run, clips):
     place = next(place for place, known in enumerate(matching.places) if known)
     torch.manual_seed(0)
     states, lengths = torch.randn(2, 60, D_MODEL), torch.tensor([60, 45])
-    error = matching(states, lengths, [0, place])
-    target = matching.targets([place], torch.tensor([45]))[0].double()
+    error = matching(states, lengths, batch_of([0, place]))
+    target = matching.targets(batch_of([place]), [0], torch.tensor([45]))[0].double()
     said = matching.norm(states[1, :45]).double()
     variance = (target - target.mean(0)).square().sum(0)
     squared = (said - target).square().sum(0)
     assert error.item() == pytest.approx(((squared.sum() / variance.sum() + (squared / variance).mean()) / 2).item())
-    assert torch.equal(
-        error, matching(states.where(torch.tensor([False, True])[:, None, None], 9.0), lengths, [0, place])
-    )
-    assert matching(states, lengths, [0, 0]) is None
+    elsewhere = states.where(torch.tensor([False, True])[:, None, None], 9.0)
+    assert torch.equal(error, matching(elsewhere, lengths, batch_of([0, place])))
+    assert matching(states, lengths, batch_of([0, 0])) is None
+    assert matching(states, lengths, batch_of([0, place], token_counts=[3, 0])) is None  # given up for noise
     assert all(not parameter.requires_grad for parameter in matching.parameters())
 
 
@@ -144,7 +156,7 @@ def test_training_keeps_the_distilled_block_near_its_teacher(run, clips, tmp_pat
         with torch.no_grad():
             _, lengths = model.encode_features(*model.features(padded, lengths), None, outputs)
             assert len(outputs) == N_LAYERS + 1
-            return float(matching(outputs[-2], lengths, places))
+            return float(matching(outputs[-2], lengths, batch_of(places)))
 
     without, weak, strong = (
         error("without"),
@@ -158,3 +170,56 @@ def test_training_keeps_the_distilled_block_near_its_teacher(run, clips, tmp_pat
         assert row["loss"] == pytest.approx(0.3 * row["ctc"] + 0.7 * row["decoder"] + 10.0 * row["teacher"], rel=1e-4)
     assert rows[-1]["teacher"] < rows[0]["teacher"]
     assert not any("teacher" in row for row in read_metrics(tmp_path / "without" / "metrics.csv"))
+
+
+def clip_waveforms(clips):
+    return [torch.from_numpy(load_audio(path)) for path, _ in clips]
+
+
+def test_a_teacher_that_listens_along(run, clips):
+    """Its targets are what it says of windows made by hand; two views have the same."""
+    out, _, _ = run
+    encoder = build_teacher_encoder(teacher_weights())
+    matching = LiveMatching(out, encoder, 20.0)
+    waveforms = clip_waveforms(clips)
+    batch = batch_of(range(len(waveforms)), waveforms)
+    lengths = torch.tensor([-(-len(waveform) // 640) for waveform in waveforms])
+    assert matching.known(batch, lengths) == list(range(len(waveforms)))
+    torch.manual_seed(5)
+    found = matching.targets(batch, list(range(len(waveforms))), lengths)
+    torch.manual_seed(5)
+    places = pack_in_order([-(-len(waveform) // 320) for waveform in waveforms])
+    means = torch.from_numpy(np.load(out / TRAIN_FOLDER / "means.npy"))
+    windows = torch.zeros(places[-1][0] + 1, 480_000)
+    for waveform, (window, start) in zip(waveforms, places, strict=True):
+        windows[window, 320 * start :][: len(waveform)] = waveform
+    features, _ = teacher_features(encoder)(windows, torch.full((len(windows),), 480_000))
+    said = encoder(features)[0]
+    for row, length, (window, start) in zip(found, lengths.tolist(), places, strict=True):
+        within = torch.arange(start, start + 2 * length, 2).clamp_max(1499)
+        close(row[:length], said[window, within] - means[within])
+        assert not row[length:].any()
+    states = torch.randn(2 * len(waveforms), found.shape[1], D_MODEL)
+    torch.manual_seed(5)
+    both = matching(states, lengths.repeat(2), batch)
+    expected = relative_error(matching.norm(states), found.repeat(2, 1, 1), lengths.repeat(2))
+    assert both.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert all(not parameter.requires_grad for parameter in matching.parameters())
+
+
+def test_teachers_that_cannot_listen_along(run, tmp_path):
+    out, *_ = run
+    encoder = build_teacher_encoder(teacher_weights())
+    with pytest.raises(
+        ValueError, match=r"hears 30 s at once, and recordings may last 33\.3 s, slowed down: lower data"
+    ):
+        LiveMatching(out, encoder, 30 / 0.9)
+    with pytest.raises(ValueError, match=r"encoder\.teacher has 128 channels, that of .* 64"):
+        LiveMatching(out, build_teacher_encoder(teacher_weights(D_MODEL=128)), 20.0)
+    with pytest.raises(FileNotFoundError, match=r"config\.json does not exist"):
+        LiveMatching(tmp_path, encoder, 20.0)
+    with pytest.raises(ValueError, match=r"encoder\.teacher \(tiny\.pt\) needs encoder\.teacher_run"):
+        EncoderTuningConfig(teacher="tiny.pt")
+    decoder_alone = {name: value for name, value in teacher_weights().items() if "conv1" not in name}
+    with pytest.raises(ValueError, match=r"not the weights of a Whisper encoder: encoder\.conv1\.weight is missing"):
+        build_teacher_encoder(decoder_alone)

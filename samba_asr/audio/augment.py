@@ -50,10 +50,11 @@ class SpecAugment:
 
     def __call__(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Return a masked copy of features (batch, frames, n_mels); lengths: (batch,) frames. Padding stays."""
-        frames = [int(length) for length in lengths]
+        frames = lengths.tolist()
         widest = [int(length * self.time_mask_share) for length in frames]
         bands = min(self.freq_mask_bands, features.shape[2])
-        transforms = torchaudio_transforms()
+        # torchaudio masks one utterance after the other, which on a GPU takes thousands of small kernels.
+        transforms = torchaudio_transforms() if features.device.type == "cpu" else None
         if transforms is None:
             return mask_stripes(features, frames, self.n_time_masks, widest, self.n_freq_masks, bands)
         augment = transforms.SpecAugment(self.n_time_masks, 0, self.n_freq_masks, bands)

@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from samba_asr.text.tokenizer import BLANK_ID
 
@@ -12,51 +14,65 @@ LEAD = 6
 
 
 def align(
-    log_probs: NDArray[np.floating], lengths: Sequence[int], pieces: Sequence[Sequence[int]]
+    log_probs: Tensor | NDArray[np.floating], lengths: Sequence[int], pieces: Sequence[Sequence[int]]
 ) -> list[NDArray[np.int64] | None]:
     """Return the state in which each piece of a text is first said, on CTC's likeliest path through all of them.
 
-    log_probs: (batch, states, vocab_size); lengths: states of each; pieces: of each text. None for a text that has more
-    pieces than CTC can say in its states.
+    log_probs: (batch, states, vocab_size), on any device; lengths: states of each; pieces: of each text. None for a
+    text that has more pieces than CTC can say in its states.
     """
+    log_probs = torch.as_tensor(log_probs)
     batch, longest = len(pieces), max(map(len, pieces), default=0)
     labels = np.full((batch, 2 * longest + 1), BLANK_ID)
     for row, text in zip(labels, pieces, strict=True):
         row[1 : 2 * len(text) : 2] = text
-    states = log_probs.shape[1]
     skips = np.zeros(labels.shape, bool)  # past the blank between two different pieces
     skips[:, 3::2] = labels[:, 3::2] != labels[:, 1:-2:2]
-    best = np.full((batch, labels.shape[1] + 2), -np.inf)  # two more in front
-    best[:, 2] = 0.0
-    came = np.zeros((states, batch, labels.shape[1]), np.int8)
-    ends = np.zeros((batch, labels.shape[1]))
-    rows = np.arange(batch)
-    lasts = np.array(lengths) - 1
-    for state in range(states):
-        ways = np.stack([best[:, 2:], best[:, 1:-1], np.where(skips, best[:, :-2], -np.inf)])
+    came, ends = _likeliest(log_probs, *(torch.from_numpy(a).to(log_probs.device) for a in (labels, skips)))
+    lasts = (torch.tensor(lengths, device=log_probs.device) - 1).clamp_min(0)
+    last = ends[lasts, torch.arange(batch, device=log_probs.device)] if len(ends) else ends.new_zeros(batch, 0)
+    return _ways_back(came.cpu().numpy(), last.cpu().numpy(), lengths, [len(text) for text in pieces])
+
+
+def _likeliest(log_probs: Tensor, labels: Tensor, skips: Tensor) -> tuple[Tensor, Tensor]:
+    """labels, skips: (batch, labels). Returns by how many labels the likeliest path to each moved last, int8, and that
+    path's score, each (states, batch, labels)."""
+    said = log_probs.transpose(0, 1).gather(2, labels.expand(log_probs.shape[1], -1, -1))
+    barred = torch.zeros(skips.shape, dtype=said.dtype, device=said.device).masked_fill(~skips, -torch.inf)
+    came, ends = [], []
+    best = said.new_full((len(labels), labels.shape[1] + 2), -torch.inf)  # two more in front
+    for state, scores in enumerate(said):
         if state == 0:
-            ways = np.stack([best[:, 2:], best[:, 1:-1], np.full_like(ends, -np.inf)])
-        came[state] = ways.argmax(0)
-        best[:, 2:] = ways.max(0) + log_probs[rows[:, None], state, labels]
-        ended = lasts == state
-        ends[ended] = best[ended, 2:]
-    return [
-        _way_back(came[:length, row], ends[row], len(text)) if length else None
-        for row, (length, text) in enumerate(zip(lengths, pieces, strict=True))
-    ]
+            best[:, 2:4] = scores[:, :2]
+            came.append(torch.zeros_like(scores, dtype=torch.int8))
+        else:
+            ways = torch.stack([best[:, 2:], best[:, 1:-1], best[:, :-2] + barred])
+            top, move = ways.max(0)
+            came.append(move.to(torch.int8))
+            best = torch.cat([best[:, :2], top + scores], 1)
+        ends.append(best[:, 2:])
+    if not came:
+        return labels.new_zeros(0, *labels.shape, dtype=torch.int8), said
+    return torch.stack(came), torch.stack(ends)
 
 
-def _way_back(came: NDArray[np.int8], end: NDArray[np.floating], count: int) -> NDArray[np.int64] | None:
-    """came: (states, labels), how each label was reached; end: (labels,) scores."""
-    label = 2 * count if not count or end[2 * count] > end[2 * count - 1] else 2 * count - 1
-    if end[label] == -np.inf:
-        return None
-    firsts = np.zeros(count, np.int64)
+def _ways_back(
+    came: NDArray[np.int8], last: NDArray[np.floating], lengths: Sequence[int], counts: Sequence[int]
+) -> list[NDArray[np.int64] | None]:
+    """came: (states, batch, labels); last: (batch, labels), scores in each recording's last state; counts: pieces."""
+    rows, states, pieces = np.arange(len(counts)), np.array(lengths, np.int64), np.array(counts, np.int64)
+    ends = 2 * pieces
+    label = ends.copy()
+    if last.shape[1] > 1:
+        label -= (pieces > 0) & (last[rows, ends] <= last[rows, np.maximum(ends - 1, 0)])
+    possible = (states > 0) & (last[rows, label] > -np.inf) if len(came) else states > 0
+    firsts = np.zeros((len(counts), max(counts, default=0)), np.int64)
     for state in range(len(came) - 1, -1, -1):
-        if label % 2:
-            firsts[label // 2] = state
-        label -= int(came[state, label])
-    return firsts
+        within = rows[states > state]
+        saying = within[label[within] % 2 == 1]
+        firsts[saying, label[saying] // 2] = state
+        label[within] -= came[state, within, label[within]]
+    return [row[:count] if said else None for row, count, said in zip(firsts, counts, possible, strict=True)]
 
 
 def listening_places(firsts: NDArray[np.int64] | None, counts: Sequence[int], states: int) -> list[int]:

@@ -20,7 +20,7 @@ from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 IGNORED = -100
 """Target of padding in the decoder's loss."""
-PLACE_JITTER = 2
+PLACE_JITTER = 3
 """States by which places are shifted at random in training: no search places its windows as well as a transcript."""
 
 
@@ -98,9 +98,9 @@ class SambaASR(nn.Module):
         texts = [row[:length] for row, length in zip(tokens.tolist(), token_lengths.tolist(), strict=True)]
         if self.spellings is None:
             return texts, [[1] * len(text) for text in texts]
-        spelt = [[row[row >= 0] for row in self.spellings[text].cpu()] for text in texts]
-        pieces = [torch.cat(rows).tolist() if rows else [] for rows in spelt]
-        return pieces, [[len(row) for row in rows] for rows in spelt]
+        spellings = self.spellings.cpu().numpy()
+        spelt = [spellings[np.array(text, np.int64)] for text in texts]
+        return [rows[rows >= 0].tolist() for rows in spelt], [(rows >= 0).sum(1).tolist() for rows in spelt]
 
     def loss(
         self,
@@ -136,10 +136,12 @@ class SambaASR(nn.Module):
         *,
         ctc_weight: float = 0.3,
         label_smoothing: float = 0.1,
+        token_noise: float = 0.0,
         chunk: int | None = None,
     ) -> Losses:
         """As :meth:`loss`, from :meth:`encode`'s states. With ctc_weight 1 the decoder does not run; its loss is 0.
-        CTC's loss is divided by the number of its pieces. chunk: as in :meth:`ctc_log_probs`."""
+        CTC's loss is divided by the number of its pieces. token_noise: share of the tokens that the decoder reads, in
+        training, which are others of the batch (:func:`exchanged`). chunk: as in :meth:`ctc_log_probs`."""
         pieces, counts = self.spell(tokens, token_lengths)
         lengths = torch.tensor([len(text) for text in pieces], device=tokens.device)
         log_probs = self.ctc_log_probs(encoder_out, encoder_lengths, chunk)
@@ -156,9 +158,10 @@ class SambaASR(nn.Module):
             return Losses(ctc, ctc, torch.zeros_like(ctc))
         places = None
         if self.decoder.listening == "window":
-            firsts = align(log_probs.detach().cpu().numpy(), encoder_lengths.tolist(), pieces)
+            firsts = align(log_probs.detach(), encoder_lengths.tolist(), pieces)
             places = self._places(firsts, counts, encoder_lengths)
-        decoder = self.decoder_loss(encoder_out, encoder_lengths, tokens, token_lengths, label_smoothing, places)
+        noise = token_noise if self.training else 0.0
+        decoder = self.decoder_loss(encoder_out, encoder_lengths, tokens, token_lengths, label_smoothing, places, noise)
         return Losses(ctc_weight * ctc + (1 - ctc_weight) * decoder, ctc, decoder)
 
     def _places(
@@ -182,10 +185,13 @@ class SambaASR(nn.Module):
         token_lengths: Tensor,
         label_smoothing: float = 0.1,
         places: Tensor | None = None,
+        token_noise: float = 0.0,
     ) -> Tensor:
         """Return the decoder's cross-entropy a token, end tokens counted; places: (batch, tokens + 1), as in
         :meth:`Decoder.forward`; other arguments as in :meth:`loss_from_states`."""
         inputs, targets = decoder_pairs(tokens, token_lengths)
+        if token_noise:
+            inputs = exchanged(inputs, token_lengths + 1, token_noise)
         memory = self.decoder.read_memory(encoder_out, encoder_lengths)
         logits, _ = self.decoder(inputs, token_lengths + 1, memory, places)
         return F.cross_entropy(
@@ -210,3 +216,18 @@ def decoder_pairs(tokens: Tensor, token_lengths: Tensor) -> tuple[Tensor, Tensor
     inputs = F.pad(tokens.masked_fill(~own, EOS_ID), (1, 0), value=BOS_ID)
     targets = F.pad(tokens.masked_fill(~own, IGNORED), (0, 1), value=IGNORED)
     return inputs, targets.scatter(1, token_lengths.unsqueeze(1), EOS_ID)
+
+
+def exchanged(inputs: Tensor, lengths: Tensor, share: float) -> Tensor:
+    """Put random tokens of the batch in the places of a share of a decoder's inputs, each text's first aside.
+
+    What has been said is then no certain guide, as in a search that went wrong, nor learnt by heart (SwitchOut, arXiv
+    1808.07512).
+
+    inputs: (batch, tokens) int64; lengths: (batch,) int64.
+    """
+    rows = torch.randint(len(inputs), inputs.shape, device=inputs.device)
+    columns = (torch.rand(inputs.shape, device=inputs.device) * lengths[rows]).long()
+    drawn = torch.rand(inputs.shape, device=inputs.device) < share
+    drawn[:, :1] = False
+    return torch.where(drawn, inputs[rows, columns], inputs)

@@ -175,6 +175,9 @@ class EncoderTuningConfig:
     teacher_run: str | None = None
     """Folder of the distil.py run that weights came from: what its teacher said of an utterance stays a target of the
     last block before the new ones, once that is not frozen; None: no such regulariser."""
+    teacher: str | None = None
+    """Whisper checkpoint (.pt, .safetensors or .npz) that teacher_run learnt from: it listens along, and what it says
+    of all that is heard, sped up, noisy or synthetic, is the target instead of what teacher_run kept. For a GPU."""
     teacher_weight: float = 0.3
     """The error to the teacher's states times this is added to the loss."""
     chunk_share: float = 0.0
@@ -191,6 +194,10 @@ class EncoderTuningConfig:
             0 < self.weights_share <= 1, f"encoder.weights_share ({self.weights_share}) must be above 0 and at most 1"
         )
         _require(self.new_blocks >= 0, f"encoder.new_blocks ({self.new_blocks}) must not be negative")
+        _require(
+            self.teacher is None or self.teacher_run is not None,
+            f"encoder.teacher ({self.teacher}) needs encoder.teacher_run, the distil.py run that learnt from it",
+        )
         _require(self.teacher_weight > 0, f"encoder.teacher_weight ({self.teacher_weight}) must be positive")
         _require(self.frozen_steps >= 0, f"encoder.frozen_steps ({self.frozen_steps}) must not be negative")
         _require(0 <= self.chunk_share <= 1, f"encoder.chunk_share ({self.chunk_share}) must be in [0, 1]")
@@ -239,6 +246,9 @@ class TrainingConfig:
     """Share of the CTC loss; the rest is the decoder's cross-entropy."""
     label_smoothing: float = 0.1
     """Of the decoder's cross-entropy."""
+    token_noise: float = 0.0
+    """Share of the tokens that the decoder reads of a transcript which are others of the batch (SwitchOut, arXiv
+    1808.07512), so that it listens and does not learn transcripts by heart."""
     consistency_weight: float = 0.0
     """Above 0, each utterance is heard in two views with masks of their own, and the divergence between what CTC says
     of them, summed over states and divided by the number of tokens, is added to the loss with this weight (CR-CTC,
@@ -281,6 +291,7 @@ class TrainingConfig:
         )
         _require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
         _require(0 <= self.ctc_weight <= 1, f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
+        _require(0 <= self.token_noise < 1, f"token_noise ({self.token_noise}) must be at least 0 and below 1")
         _require(self.consistency_weight >= 0, f"consistency_weight ({self.consistency_weight}) must not be negative")
         _require(0 <= self.label_smoothing < 1, f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")
         _require(self.decoder_from_step >= 0, f"decoder_from_step ({self.decoder_from_step}) must not be negative")

@@ -24,7 +24,7 @@ from samba_asr.training.manifest import Utterance
 from samba_asr.training.resume import tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share, run_progress
 from samba_asr.training.text import TextBatches
-from samba_asr.training.whisper.matching import StateMatching
+from samba_asr.training.whisper.matching import Matching
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class TrainingModule(lightning.LightningModule):
         tokenizer: Tokenizer,
         dev_utterances: Sequence[Utterance],
         text: TextBatches | None = None,
-        matching: StateMatching | None = None,
+        matching: Matching | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -116,6 +116,7 @@ class TrainingModule(lightning.LightningModule):
         self._loss_settings: dict[str, Any] = {
             "ctc_weight": config.ctc_weight,
             "label_smoothing": config.label_smoothing,
+            "token_noise": config.token_noise,
         }
         self._skipped_in_a_row = 0
         self._fit_started = time.monotonic()
@@ -156,6 +157,9 @@ class TrainingModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         self._fit_started = time.monotonic()
         self._minutes_before = self.progress.minutes
+        (matching,) = self._matching
+        if matching is not None:
+            matching.to(self.device)
 
     def losses(self, batch: Batch) -> StepLosses:
         """Return the losses of a training batch, its features masked, its backward scans limited or not, by chance."""
@@ -181,9 +185,7 @@ class TrainingModule(lightning.LightningModule):
         teacher = None
         (matching,) = self._matching
         if matching is not None and self.global_step >= encoder.frozen_steps:
-            spoken = [row for row, count in enumerate(token_lengths.tolist()) if count]  # the others are noise alone
-            said = outputs[-1 - encoder.new_blocks][spoken]
-            teacher = matching(said, lengths[spoken], batch.places.repeat(views)[spoken].tolist())
+            teacher = matching(outputs[-1 - encoder.new_blocks], lengths, batch)
         return StepLosses(recordings, teacher, self._text_loss(), consistency)
 
     def _decoder_learns(self) -> bool:

@@ -46,7 +46,9 @@ from samba_asr.training.module import DevScores, TrainingModule
 from samba_asr.training.resume import check_folder, check_same_run, read_checkpoint
 from samba_asr.training.start import load_encoder, load_initial
 from samba_asr.training.text import TextBatches, read_sentences
-from samba_asr.training.whisper.matching import StateMatching
+from samba_asr.training.whisper.matching import LiveMatching, Matching, StateMatching
+from samba_asr.training.whisper.network import build_teacher_encoder
+from samba_asr.training.whisper.weights import read_whisper_weights
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     quiet_lightning()
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
+    if config.precision == "bf16":
+        torch.backends.cuda.matmul.allow_tf32 = True  # of the scans' float32 products on a GPU, still finer than bf16
     tokenizer = Tokenizer.load(config.data.tokenizer)
     if config.model.vocab_size != tokenizer.vocab_size:
         log.info("vocab_size: %d, from the tokenizer", tokenizer.vocab_size)
@@ -188,16 +192,23 @@ def spread(selection: Selection, count: int) -> Selection:
     return Selection([selection.utterances[i] for i in kept], [selection.tokens[i] for i in kept], selection.left_out)
 
 
-def _matching(config: TrainingConfig, train_set: Selection) -> StateMatching | None:
+def _matching(config: TrainingConfig, train_set: Selection) -> Matching | None:
+    matching: Matching
     if config.encoder.teacher_run is None:
         return None
-    matching = StateMatching(config.encoder.teacher_run, [utterance.audio for utterance in train_set.utterances])
+    if config.encoder.teacher is not None:
+        teacher = build_teacher_encoder(read_whisper_weights(config.encoder.teacher))
+        longest = config.data.max_duration / min(config.data.speed_factors)
+        matching = LiveMatching(config.encoder.teacher_run, teacher, longest)
+    else:
+        matching = StateMatching(config.encoder.teacher_run, [utterance.audio for utterance in train_set.utterances])
     if matching.means.shape[1] != config.model.d_model:
         raise ValueError(
             f"encoder.teacher_run: the teacher's d_model ({matching.means.shape[1]}) must be the model's "
             f"({config.model.d_model})"
         )
-    log.info("teacher: knows %d utterances", sum(place is not None for place in matching.places))
+    if isinstance(matching, StateMatching):
+        log.info("teacher: knows %d utterances", sum(place is not None for place in matching.places))
     return matching
 
 

@@ -106,7 +106,7 @@ def _listen(model: SambaASR, tokenizer: Tokenizer, chosen: Selection, batch: lis
     log_probs = model.ctc_log_probs(states, state_lengths)
     token_lengths = torch.tensor([len(row) for row in tokens])
     pieces, counts = model.spell(pad_sequence(tokens, batch_first=True), token_lengths)
-    firsts = align(log_probs.cpu().numpy(), state_lengths.tolist(), pieces)
+    firsts = align(log_probs, state_lengths.tolist(), pieces)
     halves = states.half().cpu()
     return [
         Said(

@@ -113,7 +113,7 @@ class Reader:
         self.config, self.folder = config, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.teacher: Teacher = build_teacher(weights).to(self.device)
-        self.features = teacher_features(self.teacher)
+        self.features = teacher_features(self.teacher.encoder)
         self.vocabulary = WhisperVocabulary.load(config.teacher_tokenizer)
         self.identity = _identity(weights)
 

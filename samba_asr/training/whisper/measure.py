@@ -33,7 +33,7 @@ class TeacherWer:
         count = min(count, len(utterances))
         self.utterances = [utterances[i * len(utterances) // count] for i in range(count)]
         self.device = teacher.encoder.ln_post.weight.device
-        self.features = teacher_features(teacher)
+        self.features = teacher_features(teacher.encoder)
         self.waveforms = [
             torch.from_numpy(load_audio(utterance.audio, SAMPLE_RATE))[: WINDOW_STATES * STATE_SAMPLES]
             for utterance in self.utterances

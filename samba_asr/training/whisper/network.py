@@ -1,6 +1,7 @@
 """Whisper's network (arXiv 2212.04356) in plain torch, as a teacher: it tells what each layer saw and said."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -217,23 +218,42 @@ def build_teacher(weights: Mapping[str, Tensor]) -> Teacher:
 
     Raises ValueError where weights are missing or do not fit together.
     """
-    try:
-        d_model, n_mels, _ = weights["encoder.conv1.weight"].shape
-        if d_model % HEAD_DIM:
-            raise ValueError(f"its width ({d_model}) must be a multiple of {HEAD_DIM}")
-        n_states = len(weights["encoder.positional_embedding"])
+    with _told("a whole Whisper model"):
+        encoder = _empty_encoder(weights)
         vocab_size = len(weights["decoder.token_embedding.weight"])
         n_tokens = len(weights["decoder.positional_embedding"])
-        teacher = Teacher(
-            TeacherEncoder(n_mels, d_model, _layers(weights, "encoder"), n_states),
-            TeacherDecoder(vocab_size, d_model, _layers(weights, "decoder"), n_tokens),
-        )
+        decoder = TeacherDecoder(vocab_size, encoder.ln_post.normalized_shape[0], _layers(weights, "decoder"), n_tokens)
+        teacher = Teacher(encoder, decoder)
         teacher.load_state_dict(dict(weights))
-    except KeyError as error:
-        raise ValueError(f"these are not the weights of a whole Whisper model: {error.args[0]} is missing") from error
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"these are not the weights of a whole Whisper model: {error}") from error
     return teacher.eval().requires_grad_(False)
+
+
+def build_teacher_encoder(weights: Mapping[str, Tensor]) -> TeacherEncoder:
+    """As :func:`build_teacher`, the encoder alone: no other weights are needed."""
+    with _told("a Whisper encoder"):
+        encoder = _empty_encoder(weights)
+        prefix = "encoder."
+        encoder.load_state_dict({n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)})
+    return encoder.eval().requires_grad_(False)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Say of errors that weights are not those of ``what``."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"these are not the weights of {what}: {error.args[0]} is missing") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"these are not the weights of {what}: {error}") from error
+
+
+def _empty_encoder(weights: Mapping[str, Tensor]) -> TeacherEncoder:
+    d_model, n_mels, _ = weights["encoder.conv1.weight"].shape
+    if d_model % HEAD_DIM:
+        raise ValueError(f"its width ({d_model}) must be a multiple of {HEAD_DIM}")
+    n_states = len(weights["encoder.positional_embedding"])
+    return TeacherEncoder(n_mels, d_model, _layers(weights, "encoder"), n_states)
 
 
 def _layers(weights: Mapping[str, Tensor], part: str) -> int:

@@ -92,7 +92,7 @@ class TeacherStates:
         self.teacher = teacher
         self.windows = windows
         self.bf16 = bf16
-        self.features = teacher_features(teacher)
+        self.features = teacher_features(teacher.encoder)
         folder.mkdir(parents=True, exist_ok=True)
         identity = _identity(teacher, windows, bf16)
         mark = folder / "identity"

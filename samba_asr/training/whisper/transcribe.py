@@ -7,14 +7,14 @@ from torch import Tensor
 
 from samba_asr.audio.features import LogMel
 from samba_asr.config import FeatureConfig
-from samba_asr.training.whisper.network import Teacher
+from samba_asr.training.whisper.network import Teacher, TeacherEncoder
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 from samba_asr.training.whisper.windows import STATE_SAMPLES, WINDOW_STATES
 
 
-def teacher_features(teacher: Teacher) -> LogMel:
+def teacher_features(encoder: TeacherEncoder) -> LogMel:
     """Return what turns waveforms into the features that the teacher hears."""
-    return LogMel(FeatureConfig(normalisation="whisper", n_mels=teacher.encoder.conv1.in_channels))
+    return LogMel(FeatureConfig(normalisation="whisper", n_mels=encoder.conv1.in_channels))
 
 
 @torch.no_grad()

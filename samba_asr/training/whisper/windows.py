@@ -8,6 +8,8 @@ import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
+
 from samba_asr.training.whisper.network import WINDOW_SECONDS
 
 STATE_SAMPLES = 320
@@ -57,6 +59,22 @@ def pack_windows(samples: Sequence[int], seed: int) -> list[list[Placement]]:
         windows[-1].append(Placement(utterance, start, start + states))
         start += states + rng.randint(*GAP_STATES)
     return windows
+
+
+def pack_in_order(states: Sequence[int]) -> list[tuple[int, int]]:
+    """Return the window and the state in it where each utterance of a batch begins, in order, with random gaps.
+
+    states: of each, at most a window's. Draws from torch's generator.
+    """
+    gaps = torch.randint(GAP_STATES[0], GAP_STATES[1] + 1, (len(states),)).tolist()
+    places: list[tuple[int, int]] = []
+    window, start = 0, 0
+    for count, gap in zip(states, gaps, strict=True):
+        if start + count > WINDOW_STATES:
+            window, start = window + 1, 0
+        places.append((window, start))
+        start += count + gap
+    return places
 
 
 def cut_stretches(
