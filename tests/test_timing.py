@@ -1,10 +1,12 @@
 """Where to listen, as far as CTC tells, in recordings written by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
-from samba_asr.decoding.timing import LATEST, SPOKEN, Timing
+from samba_asr.decoding.timing import DOUBT, LATEST, SPOKEN, Follower, Timing
 from samba_asr.model.alignment import align, listening_places
 from samba_asr.text.tokenizer import BLANK_ID
 
@@ -101,3 +103,40 @@ def test_where_ctc_is_sure_a_search_listens_as_training_does():
 def test_float32_from_a_model():
     log_probs = torch.from_numpy(recording(60, {10: A})).float().numpy()
     assert Timing(log_probs).begin() == 4
+
+
+def followed(log_probs, pieces):
+    follower = Follower(log_probs)
+    return [follower.follow(piece) for piece in pieces]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_follower_takes_the_likeliest_of_all_ways_so_far(seed):
+    """Out of all places of the pieces before; between two pieces nothing else is said."""
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = (2 * torch.randn(7, 6, generator=generator, dtype=torch.float64)).log_softmax(-1).numpy()
+    probs, text = np.exp(log_probs), [4, 5, 5, 3]
+
+    def score(places):
+        total = np.log(probs[: places[0], 0]).sum()
+        for piece, place, after in zip(text, places, [*places[1:], places[-1]], strict=False):
+            total += np.log((1 - DOUBT) * probs[place, piece] + DOUBT * (1 - probs[place, 0]))
+            total += np.log(probs[place + 1 : after, 0] + probs[place + 1 : after, piece]).sum()
+        return total
+
+    expected = [max(itertools.combinations(range(7), count), key=score)[-1] for count in range(1, 5)]
+    assert followed(log_probs, text) == expected
+
+
+def test_a_follower_agrees_with_the_alignment_where_ctc_is_certain():
+    rng = np.random.default_rng(4)
+    pieces = rng.integers(4, 9, 12).tolist()
+    states = np.sort(rng.choice(np.arange(0, 80, 2), 12, replace=False))
+    logits = np.full((80, 9), -6.0)
+    logits[:, 0] = 3.0
+    logits[states, 0], logits[states, pieces] = -3.0, 4.0
+    log_probs = logits - np.logaddexp.reduce(logits, 1, keepdims=True)
+    (firsts,) = align(log_probs[None], [80], [pieces])
+    assert followed(log_probs, pieces) == firsts.tolist() == states.tolist()
+    wrong = [4 if i == 5 and piece != 4 else piece for i, piece in enumerate(pieces)]  # another than CTC heard
+    assert followed(log_probs, wrong)[6:] == states[6:].tolist()

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from safetensors.torch import load_file
 
 from samba_asr.config import CONFIG_VERSION, CTCConfig, DecoderConfig, SearchConfig
 from samba_asr.decoding.search import search_tokens
+from samba_asr.decoding.timing import Follower, Timing
 from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.asr import PLACE_JITTER, SambaASR, decoder_pairs, exchanged
 from samba_asr.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -177,12 +179,42 @@ def test_a_window_needs_places():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("search", ["rescoring", "autoregressive"])
-def test_searches_that_know_no_places(search):
+def test_a_search_that_knows_no_places():
     model = build().eval()
     states, lengths = torch.randn(2, 9, 32, dtype=torch.float64), torch.tensor([9, 4])
-    with pytest.raises(ValueError, match=f"search '{search}' needs a decoder that reads whole .*; use joint or ctc"):
-        search_tokens(model, states, lengths, SearchConfig(search))
+    with pytest.raises(ValueError, match=r"search 'rescoring' needs a decoder that reads whole .*; use joint or ctc"):
+        search_tokens(model, states, lengths, SearchConfig("rescoring"))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("ctc_layers", [0, 1])
+def test_the_decoder_alone_says_its_best_token_where_ctc_hears_the_next_one(ctc_layers):
+    """Against the whole text at once, with places from CTC's own alignment of it."""
+    torch.manual_seed(8)
+    model = build(ctc_layers=ctc_layers).eval()
+    model.ctc_head.weight *= 6
+    states, lengths = torch.randn(3, 40, 32, dtype=torch.float64), torch.tensor([40, 0, 25])
+    found = search_tokens(model, states, lengths, SearchConfig("autoregressive", max_tokens_per_second=9.0))
+    assert found[1] == [] and found[0] and all(token not in (0, 2, 3) for row in found for token in row)
+    for row in (0, 2):
+        one, length = states[row : row + 1, : lengths[row]], lengths[row : row + 1]
+        assert search_tokens(model, one, length, SearchConfig("autoregressive", max_tokens_per_second=9.0)) == [
+            found[row]
+        ]
+        log_probs = model.ctc_log_probs(one, length)[0].numpy()
+        timing, follower = Timing(log_probs), Follower(log_probs)
+        places = [timing.begin()]
+        for token in found[row]:
+            heard = [(follower.follow(piece), piece) for piece in SPELLINGS.get(token, (token,))]
+            places.append(timing.following(*heard[-1]))
+        inputs = torch.tensor([[BOS_ID, *found[row]]])
+        memory = model.decoder.read_memory(one, length)
+        logits, _ = model.decoder(inputs, torch.tensor([inputs.shape[1]]), memory, torch.tensor([places]))
+        logits[:, :, [0, 2]] = -torch.inf
+        best = logits[0].argmax(-1).tolist()
+        most = math.ceil(float(length) * model.seconds_per_state * 9)
+        assert best[: len(found[row])] == found[row]
+        assert best[-1] == EOS_ID or len(found[row]) == most
 
 
 @torch.no_grad()
@@ -361,3 +393,23 @@ def test_noise_among_the_tokens_is_for_training_alone():
     model.train()
     assert losses(0.9).ctc == losses(0.0).ctc
     assert losses(0.9).decoder != losses(0.0).decoder
+
+
+def test_a_share_of_the_tokens_is_spelt():
+    model = build()
+    torch.manual_seed(2)
+    texts = torch.randint(4, 17, (40, 30))
+    lengths = torch.randint(0, 31, (40,))
+    tokens, token_lengths = model.respell(texts, lengths, 0.3)
+    assert model.spell(tokens, token_lengths)[0] == model.spell(texts, lengths)[0]  # CTC has to say the same
+    long = sum(int(token) in SPELLINGS for row, n in zip(texts, lengths, strict=True) for token in row[:n])
+    left = sum(int(token) in SPELLINGS for row, n in zip(tokens, token_lengths, strict=True) for token in row[:n])
+    assert left / long == pytest.approx(0.7, abs=0.08)
+    assert all(not row[n:].any() for row, n in zip(tokens, token_lengths, strict=True))
+    same, same_lengths = model.respell(texts, lengths, 0.0)
+    assert torch.equal(same_lengths, lengths)
+    assert all(torch.equal(a[:n], b[:n]) for a, b, n in zip(same, texts, lengths, strict=True))
+    plain = SambaASR(CONFIG)  # whose tokens are CTC's pieces
+    same, same_lengths = plain.respell(texts, lengths, 0.9)
+    assert torch.equal(same_lengths, lengths)
+    assert all(torch.equal(a[:n], b[:n]) for a, b, n in zip(same, texts, lengths, strict=True))

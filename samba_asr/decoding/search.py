@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samba_asr.config import SearchConfig
-from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy
+from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy, window_greedy
 from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.rescoring import rescore
@@ -63,14 +63,21 @@ def _decoder_search(
     utterances = [row[:length] for row, length in zip(log_probs, encoder_lengths.tolist(), strict=True)]
     if config.search == "joint":
         return _joint(model, encoder_out, encoder_lengths, utterances, config)
-    if model.decoder.listening == "window":
-        raise ValueError(f"search {config.search!r} needs a decoder that reads whole recordings; use joint or ctc")
     if config.search == "rescoring":
+        if model.decoder.listening == "window":
+            raise ValueError("search 'rescoring' needs a decoder that reads whole recordings; use joint or ctc")
         n_best = [ctc_prefix_beam(utterance, config.beam_size) for utterance in utterances]
         return rescore(model.decoder, encoder_out, encoder_lengths, n_best, config.ctc_weight, config.length_bonus)
     seconds = encoder_lengths * model.seconds_per_state
     max_tokens = torch.ceil(seconds * config.max_tokens_per_second).to(torch.int64)
-    return autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens)
+    if model.decoder.listening == "state":
+        return autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens)
+    memory = model.decoder.read_memory(encoder_out, encoder_lengths)
+    states = [memory.reorder(torch.tensor([row], device=encoder_out.device)) for row in range(len(utterances))]
+    return [
+        window_greedy(model.decoder, state, utterance, model.spellings, most)
+        for state, utterance, most in zip(states, utterances, max_tokens.tolist(), strict=True)
+    ]
 
 
 def _joint(

@@ -102,6 +102,18 @@ class SambaASR(nn.Module):
         spelt = [spellings[np.array(text, np.int64)] for text in texts]
         return [rows[rows >= 0].tolist() for rows in spelt], [(rows >= 0).sum(1).tolist() for rows in spelt]
 
+    def respell(self, tokens: Tensor, token_lengths: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Give a share of the tokens of texts, drawn at random, in the pieces in which CTC says them; as in
+        :meth:`spell`, tokens and token_lengths in and out."""
+        texts = [row[:length] for row, length in zip(tokens.tolist(), token_lengths.tolist(), strict=True)]
+        if self.spellings is not None and share:
+            spellings = [[piece for piece in row if piece >= 0] for row in self.spellings.tolist()]
+            texts = [_partly_spelt(text, spellings, share) for text in texts]
+        rows = [torch.tensor(text, dtype=tokens.dtype) for text in texts]
+        lengths = torch.tensor([len(text) for text in texts], dtype=token_lengths.dtype)
+        padded = pad_sequence(rows, batch_first=True, padding_value=BLANK_ID)
+        return padded.to(tokens.device), lengths.to(token_lengths.device)
+
     def loss(
         self,
         features: Tensor,
@@ -231,3 +243,10 @@ def exchanged(inputs: Tensor, lengths: Tensor, share: float) -> Tensor:
     drawn = torch.rand(inputs.shape, device=inputs.device) < share
     drawn[:, :1] = False
     return torch.where(drawn, inputs[rows, columns], inputs)
+
+
+def _partly_spelt(text: list[int], spellings: list[list[int]], share: float) -> list[int]:
+    drawn = (torch.rand(len(text)) < share).tolist()
+    return [
+        piece for token, spelt in zip(text, drawn, strict=True) for piece in (spellings[token] if spelt else [token])
+    ]

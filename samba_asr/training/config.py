@@ -249,6 +249,9 @@ class TrainingConfig:
     token_noise: float = 0.0
     """Share of the tokens that the decoder reads of a transcript which are others of the batch (SwitchOut, arXiv
     1808.07512), so that it listens and does not learn transcripts by heart."""
+    spelt_share: float = 0.0
+    """Share of a transcript's tokens that the decoder is given, and has to say, in CTC's pieces, where ctc.vocab_size
+    makes them different (as in BPE dropout, arXiv 1910.13267): so it learns to spell what it has no token for."""
     consistency_weight: float = 0.0
     """Above 0, each utterance is heard in two views with masks of their own, and the divergence between what CTC says
     of them, summed over states and divided by the number of tokens, is added to the loss with this weight (CR-CTC,
@@ -292,6 +295,7 @@ class TrainingConfig:
         _require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
         _require(0 <= self.ctc_weight <= 1, f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
         _require(0 <= self.token_noise < 1, f"token_noise ({self.token_noise}) must be at least 0 and below 1")
+        _require(0 <= self.spelt_share < 1, f"spelt_share ({self.spelt_share}) must be at least 0 and below 1")
         _require(self.consistency_weight >= 0, f"consistency_weight ({self.consistency_weight}) must not be negative")
         _require(0 <= self.label_smoothing < 1, f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")
         _require(self.decoder_from_step >= 0, f"decoder_from_step ({self.decoder_from_step}) must not be negative")

@@ -165,7 +165,10 @@ class TrainingModule(lightning.LightningModule):
         """Return the losses of a training batch, its features masked, its backward scans limited or not, by chance."""
         encoder = self.config.encoder
         views = VIEWS if self.config.consistency_weight else 1
-        tokens, token_lengths = batch.tokens.repeat(views, 1), batch.token_lengths.repeat(views)
+        tokens, token_lengths = batch.tokens, batch.token_lengths
+        if self.config.spelt_share:
+            tokens, token_lengths = self.model.respell(tokens, token_lengths, self.config.spelt_share)
+        tokens, token_lengths = tokens.repeat(views, 1), token_lengths.repeat(views)
         with torch.no_grad():
             features, lengths = self.model.features(batch.waveforms, batch.waveform_lengths)
             features = torch.cat([self.spec_augment(features, lengths) for _ in range(views)])
