@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from distil_cases import utterances
 
 from samba_asr.audio.load import load_audio
@@ -17,6 +18,7 @@ from samba_asr.training.whisper.windows import (
     Placement,
     Stretch,
     cut_stretches,
+    pack_in_order,
     pack_windows,
 )
 
@@ -158,3 +160,20 @@ def test_audio_that_cannot_be_used(clips, tmp_path):
     damaged = Windows([dataclasses.replace(windows.utterances[0], audio=str(tmp_path / "noise.mp3"))], 0)
     with pytest.raises(ValueError, match=r"noise\.mp3.*; take it out of the manifest"):
         damaged.waveform(0)
+
+
+def test_a_batch_is_packed_in_order():
+    torch.manual_seed(6)
+    counts = [*torch.randint(1, 1501, (60,)).tolist(), 1500, 1500, 1]
+    places = pack_in_order(counts)
+    assert places[0] == (0, 0)
+    fresh = 0
+    for (window, start), count, (after, begin) in zip(places, counts, places[1:], strict=False):
+        assert start + count <= 1500
+        if after == window:
+            assert GAP_STATES[0] <= begin - start - count <= GAP_STATES[1]
+        else:
+            fresh += 1
+            assert (after, begin) == (window + 1, 0)
+    assert fresh < len(counts) - 1  # some share a window
+    assert [pack_in_order([100, 100])[1][1] for _ in range(20)] != [pack_in_order([100, 100])[1][1]] * 20

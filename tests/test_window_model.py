@@ -17,7 +17,10 @@ from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.asr import PLACE_JITTER, SambaASR, decoder_pairs, exchanged
 from samba_asr.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from samba_asr.ssm.mixer import Move
-from samba_asr.text.tokenizer import BOS_ID, EOS_ID
+from samba_asr.text.tokenizer import BOS_ID, EOS_ID, Tokenizer
+from samba_asr.training.config import DataConfig, SpecAugmentConfig, TrainingConfig
+from samba_asr.training.data import Example, collate
+from samba_asr.training.module import TrainingModule
 
 SPELLINGS = {10: (4, 5), 11: (4, 5, 6), 12: (5, 5), 13: (6, 4), 14: (7, 8), 15: (9, 9, 9), 16: (8, 4)}
 FRAMES = torch.tensor([83, 40, 1, 62, 20])
@@ -374,6 +377,7 @@ def test_a_share_of_the_inputs_is_exchanged():
     assert torch.equal(drawn[:, 0], inputs[:, 0])
     assert set(drawn.unique().tolist()) <= set(inputs[0].tolist()) | set(inputs[1, :251].tolist()) | {EOS_ID}
     own = torch.arange(401) <= lengths[:, None]
+    assert not (drawn == EOS_ID)[own].any()  # no padding is drawn
     assert (drawn != inputs)[own].float().mean().item() == pytest.approx(0.25, abs=0.04)
     changed = drawn[0, 1:][drawn[0, 1:] != inputs[0, 1:]]
     assert ((changed >= 200) & (changed < 300)).any() and ((changed >= 100) & (changed < 200)).any()
@@ -413,3 +417,20 @@ def test_a_share_of_the_tokens_is_spelt():
     same, same_lengths = plain.respell(texts, lengths, 0.9)
     assert torch.equal(same_lengths, lengths)
     assert all(torch.equal(a[:n], b[:n]) for a, b, n in zip(same, texts, lengths, strict=True))
+
+
+@pytest.mark.parametrize("setting", ["token_noise", "spelt_share"])
+def test_training_gives_the_decoder_noise_and_spellings(setting):
+    tokenizer = Tokenizer.train(["a few words are enough for this"], 22)
+    data = DataConfig(train="a", dev="b", tokenizer="c")
+    examples = [Example(i, 0.1 * torch.randn(16_000), [11, 12, 4, 13, 16, 15]) for i in range(3)]
+
+    def losses(share):
+        torch.manual_seed(0)
+        config = TrainingConfig(data=data, spec_augment=SpecAugmentConfig(0, 0.0, 0), **{setting: share})
+        module = TrainingModule(config, build().float().train(), tokenizer, [])
+        return module.losses(collate(examples)).recordings
+
+    plain, changed = losses(0.0), losses(0.9)
+    torch.testing.assert_close(changed.ctc, plain.ctc)
+    assert abs(changed.decoder - plain.decoder) > 1e-3
