@@ -75,3 +75,11 @@ def test_of_a_models_table():
     assert spelling_tree(table.clone(), 7) is spelling_tree(table, 7)
     identity = torch.arange(9, dtype=torch.int16)[:, None]
     assert spelling_tree(identity, 9) is spelling_tree(None, 9)
+
+
+def test_the_longest_tokens():
+    tree = SpellingTree(SPELLINGS)
+    assert tree.tokens([4, 5, 6, 4, 5, 4, 6, 5]) == [8, 7, 11, 5]
+    assert tree.tokens([6, 4, 6, 5, 5]) == [6, 11, 9]  # the long token breaks off: a short one, and on from its end
+    assert tree.tokens([]) == []
+    assert tree.tokens([4, 9, 5]) == [4, 5]

@@ -1,6 +1,7 @@
 """A recogniser whose decoder listens by windows and whose CTC has blocks and pieces of its own."""
 
 import copy
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -11,7 +12,9 @@ from model_fixture import CONFIG
 from safetensors.torch import load_file
 
 from samba_asr.config import CONFIG_VERSION, CTCConfig, DecoderConfig, SearchConfig
+from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.search import search_tokens
+from samba_asr.decoding.spelling import spelling_tree
 from samba_asr.decoding.timing import Follower, Timing
 from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.asr import PLACE_JITTER, SambaASR, decoder_pairs, exchanged
@@ -182,11 +185,38 @@ def test_a_window_needs_places():
 
 
 @torch.no_grad()
-def test_a_search_that_knows_no_places():
+@torch.no_grad()
+def test_rescoring_reads_each_text_where_ctc_aligns_it():
+    """Against one token after the other; every text of the n-best list can win, as the weights are."""
+    torch.manual_seed(3)
     model = build().eval()
-    states, lengths = torch.randn(2, 9, 32, dtype=torch.float64), torch.tensor([9, 4])
-    with pytest.raises(ValueError, match=r"search 'rescoring' needs a decoder that reads whole .*; use joint or ctc"):
-        search_tokens(model, states, lengths, SearchConfig("rescoring"))
+    model.ctc_head.weight *= 4
+    states, lengths = torch.randn(2, 12, 32, dtype=torch.float64), torch.tensor([12, 7])
+    log_probs, tree = model.ctc_log_probs(states, lengths).numpy(), spelling_tree(model.spellings, 10)
+    winners = set()
+    for weight, bonus in itertools.product([0.0, 0.3, 0.7, 1.0], [-1.0, 0.0, 2.0]):
+        config = SearchConfig("rescoring", beam_size=6, ctc_weight=weight, length_bonus=bonus)
+        found = search_tokens(model, states, lengths, config)
+        for row, length in enumerate(lengths.tolist()):
+            said = log_probs[row, :length]
+            n_best = ctc_prefix_beam(said, 6)
+            totals = []
+            for text, ctc in ((list(each.tokens), each.log_prob) for each in n_best):
+                tokens = tree.tokens(text)
+                counts = [len(SPELLINGS.get(token, (token,))) for token in tokens]
+                assert [p for token in tokens for p in SPELLINGS.get(token, (token,))] == text
+                (firsts,) = align(said[None], [length], [text])
+                state = model.decoder.read_memory(states[row : row + 1, :length], lengths[row : row + 1])
+                decoder = 0.0
+                places = listening_places(firsts, counts, length)
+                for read, target, place in zip([BOS_ID, *tokens], [*tokens, EOS_ID], places, strict=True):
+                    logits, state = model.decoder.step(torch.tensor([read]), state, places=torch.tensor([place]))
+                    decoder += float(logits[0].log_softmax(-1)[target])
+                totals.append(weight * ctc + (1 - weight) * decoder + bonus * len(text))
+            best = totals.index(max(totals))
+            winners.add((row, best))
+            assert found[row] == list(n_best[best].tokens)
+    assert len(winners) > 4
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """One way in for every search."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from samba_asr.config import SearchConfig
 from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy, window_greedy
 from samba_asr.decoding.joint import joint_beam
-from samba_asr.decoding.prefix_beam import ctc_prefix_beam
-from samba_asr.decoding.rescoring import rescore
+from samba_asr.decoding.prefix_beam import Hypothesis, ctc_prefix_beam
+from samba_asr.decoding.rescoring import Reading, rescore
 from samba_asr.decoding.spelling import spelling_tree
 from samba_asr.decoding.stretches import LONGEST_SECONDS, Stretch, cut_at_blanks, stretch_batches
+from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.asr import SambaASR
 
 
@@ -64,10 +66,10 @@ def _decoder_search(
     if config.search == "joint":
         return _joint(model, encoder_out, encoder_lengths, utterances, config)
     if config.search == "rescoring":
-        if model.decoder.listening == "window":
-            raise ValueError("search 'rescoring' needs a decoder that reads whole recordings; use joint or ctc")
         n_best = [ctc_prefix_beam(utterance, config.beam_size) for utterance in utterances]
-        return rescore(model.decoder, encoder_out, encoder_lengths, n_best, config.ctc_weight, config.length_bonus)
+        weights = (config.ctc_weight, config.length_bonus)
+        read = partial(_read, model, utterances) if model.decoder.listening == "window" else None
+        return rescore(model.decoder, encoder_out, encoder_lengths, n_best, *weights, read)
     seconds = encoder_lengths * model.seconds_per_state
     max_tokens = torch.ceil(seconds * config.max_tokens_per_second).to(torch.int64)
     if model.decoder.listening == "state":
@@ -77,6 +79,23 @@ def _decoder_search(
     return [
         window_greedy(model.decoder, state, utterance, model.spellings, most)
         for state, utterance, most in zip(states, utterances, max_tokens.tolist(), strict=True)
+    ]
+
+
+def _read(
+    model: SambaASR, utterances: Sequence[NDArray[np.floating]], row: int, n_best: Sequence[Hypothesis]
+) -> list[Reading]:
+    """Return the tokens and places of texts in pieces, as CTC aligns them with an utterance."""
+    tree = spelling_tree(model.spellings, model.config.ctc_vocab_size)
+    tokens = [tree.tokens(hypothesis.tokens) for hypothesis in n_best]
+    spelt = [model.spell(torch.tensor([text], dtype=torch.int64), torch.tensor([len(text)])) for text in tokens]
+    log_probs = utterances[row]
+    states = len(log_probs)
+    alike = np.broadcast_to(log_probs, (len(tokens), *log_probs.shape)).copy()
+    firsts = align(alike, [states] * len(tokens), [pieces for (pieces,), _ in spelt])
+    return [
+        Reading(text, listening_places(first, counts, states))
+        for text, first, (_, (counts,)) in zip(tokens, firsts, spelt, strict=True)
     ]
 
 

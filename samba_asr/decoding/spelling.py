@@ -42,6 +42,25 @@ class SpellingTree:
         self.nodes: list[Node] = []
         self._build([pieces for pieces, _ in spelt], 0, len(spelt), 0)
 
+    def tokens(self, pieces: Sequence[int]) -> list[int]:
+        """Return tokens that pieces spell, each the longest one from where the last ended; pieces that spell none are
+        left out."""
+        found: list[int] = []
+        start = 0
+        while start < len(pieces):
+            number, end, token = self.ROOT, start, None
+            for place in range(start, len(pieces)):
+                child = self.nodes[number].children.get(pieces[place])
+                if child is None:
+                    break
+                number = child
+                if (ending := self.nodes[number].token) is not None:
+                    end, token = place, ending
+            if token is not None:
+                found.append(int(self.order[token]))
+            start = end + 1
+        return found
+
     def _build(self, spelt: list[tuple[int, ...]], first: int, end: int, depth: int) -> int:
         number = len(self.nodes)
         token = first if depth and len(spelt[first]) == depth else None
