@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 from distil_cases import utterances
+from safetensors import safe_open
 
-from samba_asr.model.pretrained import resolve_model
+from samba_asr.config import DecoderConfig, EncoderConfig, MixerConfig, ModelConfig
+from samba_asr.model.asr import SambaASR
+from samba_asr.model.checkpoint import save_checkpoint
 from samba_asr.text.normalization import normalize_text
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.cli import parse_arguments
@@ -17,6 +20,8 @@ from samba_asr.training.manifest import read_manifest, write_manifest
 from samba_asr.training.whisper import cli as distil_cli
 from samba_asr.training.whisper import distil as distil_module
 
+PIECES = 60
+NEED_MODEL = ("head", "joint", "decoder")
 SCRIPT = Path(__file__).parent.parent / "recipes" / "whisper_to_samba" / "ablate.py"
 
 
@@ -32,7 +37,7 @@ def ablate():
 
 @pytest.fixture(scope="module")
 def arguments(ablate, clips, tmp_path_factory):
-    """What every call needs, with manifests of a few recordings."""
+    """What every call needs, with manifests of a few recordings and a small model of conf/tiny.yaml's blocks."""
     root = tmp_path_factory.mktemp("ablate")
     for name in (*ablate.TRAINING, *ablate.DEV, ablate.SYNTHETIC):
         write_manifest(root / "prepared" / f"{name}.jsonl", utterances(clips))
@@ -42,7 +47,12 @@ def arguments(ablate, clips, tmp_path_factory):
     (root / "sentences.txt").write_text("the first sentence\nthe second one\n")
     made = ["--prepared", root / "prepared", "--teacher", "tiny.pt", "--teacher-tokenizer", "tiny.json"]
     made += ["--other-teacher", "base.pt", "--other-teacher-tokenizer", "base.json", "--noise", "noise"]
-    made += ["--written", root / "written"]
+    mixer = MixerConfig(d_state=8, head_dim=16)
+    encoder = EncoderConfig(n_layers=6, subsampling_channels=4, d_ff=32, mixer=mixer, ungrouped_layers=2)
+    config = ModelConfig(PIECES, 32, encoder=encoder, decoder=DecoderConfig(n_layers=1, d_ff=32, mixer=mixer))
+    tokenizer = Tokenizer.train([normalize_text(text, "spoken") for _, text in clips], PIECES)
+    save_checkpoint(root / "model", SambaASR(config), tokenizer, "")
+    made += ["--written", root / "written", "--model", root / "model"]
     return [*map(str, made), "--text", str(root / "sentences.txt"), "--minutes", "2", "--threads", "1"]
 
 
@@ -103,7 +113,7 @@ def test_each_row_has_its_own_text_and_tokenizer(ablate, arguments, tmp_path):
     options = ablate.build_parser().parse_args([*arguments, "--out", str(tmp_path)])
     start = ablate.start_files(options)
     spoken, written = (dataclasses.replace(row, vocab_size=40) for row in ablate.ROWS if row.labelled)
-    assert ablate.tokenizer_file(dataclasses.replace(spoken, vocab_size=256), start, options) == (
+    assert ablate.tokenizer_file(dataclasses.replace(spoken, vocab_size=PIECES), start, options) == (
         start / "model" / "tokenizer.model"
     )
     for row, folder in ((spoken, "prepared"), (written, "written")):
@@ -130,12 +140,15 @@ def test_nats_of_written_text_are_not_told(ablate, arguments, tmp_path):
     assert spoken["ctc_nats"] > 0 and "ctc_nats" not in written
 
 
-def test_what_runs_start_from_is_the_shipped_model(ablate, options):
+def test_what_runs_start_from_is_the_model(ablate, options):
     start = ablate.start_files(options)
     lower = ablate.parameters(start / "lower.safetensors")
     whole, model = (ablate.parameters(start / name) for name in ("encoder.safetensors", "model/model.safetensors"))
     assert 0 < lower < whole < model
-    assert model == ablate.parameters(resolve_model() / "model.safetensors")
+    assert model == ablate.parameters(Path(options.model) / "model.safetensors")
+    with safe_open(start / "lower.safetensors", "pt") as file:
+        blocks = {name.split(".")[1] for name in file.keys() if name.startswith("blocks.")}  # noqa: SIM118
+    assert blocks == {"0", "1", "2", "3"}
     options.model = "samba-tiny-scratch"
     with pytest.raises(ValueError, match=r"start is not of --model .*samba-tiny-scratch: choose another --out"):
         ablate.start_files(options)
@@ -162,6 +175,7 @@ def test_unknown_rows_and_a_missing_teacher_are_refused(ablate, arguments, tmp_p
         ("--written", ["--rows", "as shipped, the same utterances"], "utterances' needs --written: the folder that"),
         ("--written", ["--rows", "written text (case and punctuation)"], "punctuation)' needs --written"),
         ("--text", ["--groups", "decoder"], "the decoder's rows need --text"),
+        *(("--model", ["--groups", group], f"group {group} needs --model: a ch") for group in NEED_MODEL),
         ("--noise", ["--groups", "encoder", "--rows", "64 pieces"], "--groups encoder has none of --rows 64 pieces"),
     ):
         place = arguments.index(missing)

@@ -17,7 +17,15 @@ import yaml
 from safetensors.torch import save_file
 
 from samba_asr.audio.load import load_audio
-from samba_asr.config import DecoderConfig, EncoderConfig, FeatureConfig, MixerConfig, ModelConfig, SearchConfig
+from samba_asr.config import (
+    CTCConfig,
+    DecoderConfig,
+    EncoderConfig,
+    FeatureConfig,
+    MixerConfig,
+    ModelConfig,
+    SearchConfig,
+)
 from samba_asr.decoding.search import search_tokens
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
@@ -296,6 +304,29 @@ def test_new_blocks_pass_states_on_at_first_and_learn_while_the_others_are_froze
     for name, value in start.encoder.state_dict().items():
         assert torch.equal(after[name], value), name
     assert all(after[f"blocks.{i}.mixer.{d}.out_proj.weight"].any() for i in (1, 2) for d in ("forwards", "backwards"))
+
+
+def test_a_distilled_norm_is_left_out_where_ctc_has_blocks_of_its_own(corpus, tmp_path):
+    """They have a norm, and so has the decoder; the encoder ends without one."""
+    config = tuned(corpus)
+    torch.manual_seed(5)
+    distilled = SambaASR(config.model).encoder.state_dict()
+    weights = tmp_path / "encoder.safetensors"
+    save_file({name: value.contiguous() for name, value in distilled.items()}, weights)
+    owning = dataclasses.replace(config.model, ctc=CTCConfig(n_layers=1))
+    config = dataclasses.replace(config, model=owning, encoder=EncoderTuningConfig(weights=str(weights)))
+    model = SambaASR(owning)
+    others = {name: value.clone() for name, value in model.state_dict().items() if not name.startswith("encoder.")}
+    training_start.load_encoder(model, config)
+    own = {name: value for name, value in distilled.items() if not name.startswith("norm.")}
+    assert len(own) == len(distilled) - 2
+    after = model.state_dict()
+    assert after.keys() == others.keys() | {f"encoder.{name}" for name in own}
+    for name, value in after.items():
+        assert torch.equal(value, others[name] if name in others else own[name.removeprefix("encoder.")]), name
+    with pytest.raises(ValueError, match=r"(?s)does not fit the configured encoder: .*blocks\.0\."):
+        save_file({"norm.bias": distilled["norm.bias"]}, weights)
+        training_start.load_encoder(SambaASR(owning), config)
 
 
 def test_weights_and_a_checkpoint_are_mixed(corpus, tmp_path):

@@ -36,7 +36,7 @@ Every figure is of development sets.
 EPILOG = """\
 example (one core, 8 minutes a run):
   python recipes/whisper_to_samba/ablate.py --prepared OUT --teacher WHISPER --teacher-tokenizer TOKENIZER_JSON \\
-      --text sentences.txt --minutes 8 --out ablations
+      --text sentences.txt --model MODEL --minutes 8 --out ablations
 """
 TRAINING = ("librispeech-train-clean-5", "commonvoice-train", "speechocean762-train", "ljspeech-train")
 SYNTHETIC = "synthetic-hibari-train"
@@ -108,6 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parser.error(f"row {row.name!r} needs --other-teacher and --other-teacher-tokenizer")
         if row.labelled and options.written is None:
             parser.error(f"row {row.name!r} needs --written: the folder that pseudo_label.py made of --prepared's")
+        if row.group != "encoder" and options.model is None:
+            parser.error(f"group {row.group} needs --model: a checkpoint of conf/tiny.yaml's sizes to start from")
         if row.group == "decoder" and not options.text:
             parser.error("the decoder's rows need --text: sentences to learn from")
     return max([run_row(row, options) for row in rows], default=0)
@@ -138,7 +140,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--noise", type=Path, help="folder of recordings of noise")
     parser.add_argument(
         "--model",
-        help="checkpoint of conf/tiny.yaml's sizes that head, joint and decoder start from (default: the shipped one)",
+        help="checkpoint of conf/tiny.yaml's sizes that head, joint and decoder start from (a folder, or the name of a "
+        "shipped one)",
     )
     parser.add_argument("--minutes", type=float, default=8.0, help="wall-clock time of a run's training (default: 8)")
     parser.add_argument("--threads", type=int, default=1, help="threads of a run (default: 1)")
@@ -237,7 +240,7 @@ def flags(settings: Mapping[str, object]) -> list[str]:
 def start_files(options: argparse.Namespace) -> Path:
     """Write what runs start from, the model's parts, into OUT/start, unless they are there; return that folder.
 
-    Raises ValueError where they are of another model, FileNotFoundError without a model.
+    Raises ValueError where they are of another model, FileNotFoundError where there is none of that name.
     """
     start: Path = options.out / "start"
     folder = resolve_model(options.model)

@@ -44,7 +44,7 @@ from samba_asr.training.data import (
 )
 from samba_asr.training.module import DevScores, TrainingModule
 from samba_asr.training.resume import check_folder, check_same_run, read_checkpoint
-from samba_asr.training.start import load_encoder, load_initial
+from samba_asr.training.start import fitted, load_encoder, load_initial
 from samba_asr.training.text import TextBatches, read_sentences
 from samba_asr.training.whisper.matching import LiveMatching, Matching, StateMatching
 from samba_asr.training.whisper.network import build_teacher_encoder
@@ -79,7 +79,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     tokenizer = Tokenizer.load(config.data.tokenizer)
     if config.model.vocab_size != tokenizer.vocab_size:
         log.info("vocab_size: %d, from the tokenizer", tokenizer.vocab_size)
-        config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    config = fitted(config, tokenizer)
     stop = GracefulStop(config.max_minutes)
     trainer = _run_trainer(config, out, stop)  # a missing accelerator shows before the work
     if last is not None:

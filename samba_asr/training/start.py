@@ -16,6 +16,17 @@ from samba_asr.training.config import TrainingConfig
 from samba_asr.training.resume import differences
 
 
+def fitted(config: TrainingConfig, tokenizer: Tokenizer) -> TrainingConfig:
+    """Return the settings with what hangs on tokens alone: the tokenizer's vocab_size, and the ctc.longest_spelling of
+    init_from, if that is still there and its tokens are spelt in pieces too."""
+    ctc = config.model.ctc
+    if ctc.vocab_size and config.init_from is not None and Path(config.init_from).is_dir():
+        its = load_checkpoint(config.init_from)[0].config.ctc
+        ctc = dataclasses.replace(ctc, longest_spelling=its.longest_spelling) if its.vocab_size else ctc
+    model = dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size, ctc=ctc)
+    return dataclasses.replace(config, model=model)
+
+
 def load_initial(model: SambaASR, folder: str, config: TrainingConfig, tokenizer: Tokenizer) -> None:
     """Load a checkpoint's weights; where a distilled encoder takes the place of its first blocks, those of the rest.
 
@@ -54,7 +65,8 @@ def _with_mixers_of(config: ModelConfig, other: ModelConfig) -> ModelConfig:
 def load_encoder(model: SambaASR, config: TrainingConfig) -> None:
     """Load the weights that distil.py wrote into all but the last blocks, which begin by adding nothing.
 
-    With init_from, whose weights the model has by now, those blocks and the last norm stay as they are.
+    With init_from, whose weights the model has by now, those blocks and the last norm stay as they are. Where CTC has
+    blocks of its own, the encoder ends without a norm, and distil.py's is left out.
     """
     path, share = config.encoder.weights, config.encoder.weights_share
     assert path is not None
@@ -64,6 +76,8 @@ def load_encoder(model: SambaASR, config: TrainingConfig) -> None:
     first_new = len(blocks) - config.encoder.new_blocks
     try:
         weights = load_file(path)
+        if config.model.ctc.n_layers:
+            weights = {name: value for name, value in weights.items() if not name.startswith("norm.")}
         model.encoder.blocks = nn.ModuleList(blocks[:first_new])
         if config.init_from is not None:
             before = model.encoder.state_dict()
