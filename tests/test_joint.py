@@ -171,7 +171,7 @@ def test_on_speech_it_finds_no_worse_a_text_than_rescoring(clips):
     log_probs = model.ctc_log_probs(encoder_out)
     state = model.decoder.read_memory(encoder_out, lengths)
     best = joint_beam(log_probs[0].numpy(), model.decoder, state, 8, 0.6, 0.5)[0]
-    wide = joint_beam(log_probs[0].numpy(), model.decoder, state, 64, 0.6, 0.5, margin=20.0)[0]
+    wide = joint_beam(log_probs[0].numpy(), model.decoder, state, 512, 0.6, 0.5, margin=40.0)[0]
     n_best = ctc_prefix_beam(log_probs[0].numpy(), 8)
     (rescored,) = rescore(model.decoder, encoder_out, lengths, [n_best], 0.6, 0.5)
 
