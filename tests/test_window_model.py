@@ -185,7 +185,6 @@ def test_a_window_needs_places():
 
 
 @torch.no_grad()
-@torch.no_grad()
 def test_rescoring_reads_each_text_where_ctc_aligns_it():
     """Against one token after the other; every text of the n-best list can win, as the weights are."""
     torch.manual_seed(3)
@@ -222,18 +221,17 @@ def test_rescoring_reads_each_text_where_ctc_aligns_it():
 @torch.no_grad()
 @pytest.mark.parametrize("ctc_layers", [0, 1])
 def test_the_decoder_alone_says_its_best_token_where_ctc_hears_the_next_one(ctc_layers):
-    """Against the whole text at once, with places from CTC's own alignment of it."""
+    """Against the whole text at once, with the places that a Follower finds for it."""
     torch.manual_seed(8)
     model = build(ctc_layers=ctc_layers).eval()
     model.ctc_head.weight *= 6
     states, lengths = torch.randn(3, 40, 32, dtype=torch.float64), torch.tensor([40, 0, 25])
-    found = search_tokens(model, states, lengths, SearchConfig("autoregressive", max_tokens_per_second=9.0))
+    config = SearchConfig("autoregressive", max_tokens_per_second=9.0)
+    found = search_tokens(model, states, lengths, config)
     assert found[1] == [] and found[0] and all(token not in (0, 2, 3) for row in found for token in row)
     for row in (0, 2):
         one, length = states[row : row + 1, : lengths[row]], lengths[row : row + 1]
-        assert search_tokens(model, one, length, SearchConfig("autoregressive", max_tokens_per_second=9.0)) == [
-            found[row]
-        ]
+        assert search_tokens(model, one, length, config) == [found[row]]
         log_probs = model.ctc_log_probs(one, length)[0].numpy()
         timing, follower = Timing(log_probs), Follower(log_probs)
         places = [timing.begin()]

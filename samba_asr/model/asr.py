@@ -106,7 +106,7 @@ class SambaASR(nn.Module):
         """Give a share of the tokens of texts, drawn at random, in the pieces in which CTC says them; as in
         :meth:`spell`, tokens and token_lengths in and out."""
         texts = [row[:length] for row, length in zip(tokens.tolist(), token_lengths.tolist(), strict=True)]
-        if self.spellings is not None and share:
+        if self.spellings is not None:
             spellings = [[piece for piece in row if piece >= 0] for row in self.spellings.tolist()]
             texts = [_partly_spelt(text, spellings, share) for text in texts]
         rows = [torch.tensor(text, dtype=tokens.dtype) for text in texts]
