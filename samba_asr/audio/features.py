@@ -8,6 +8,8 @@ from samba_asr.config import FeatureConfig
 
 SMALLEST_POWER = 1e-10
 """Mel power is clamped here before the logarithm, as in Whisper."""
+FRAMES_AT_ONCE = 4096
+"""Frames whose spectra fit a processor's cache."""
 
 
 def librosa_mel_filters(config: FeatureConfig) -> Tensor:
@@ -103,6 +105,17 @@ class LogMel(nn.Module):
         after = max((frames - 1) * config.hop_length + config.n_fft - half - samples, half + 1 - samples, 0)
         waveforms = F.pad(waveforms, (0, after))
         waveforms = torch.cat([waveforms[:, 1 : half + 1].flip(1), waveforms], dim=1)
+        starts = range(0, frames, FRAMES_AT_ONCE)
+        ends = [(min(start + FRAMES_AT_ONCE, frames) - 1) * config.hop_length + config.n_fft for start in starts]
+        pieces = [
+            self._mel_power_at_once(waveforms[:, start * config.hop_length : end])
+            for start, end in zip(starts, ends, strict=True)
+        ]
+        return torch.cat(pieces, 1)
+
+    def _mel_power_at_once(self, waveforms: Tensor) -> Tensor:
+        """(batch, samples), whole windows of the first to the last frame, to (batch, frames, n_mels)."""
+        config = self.config
         spectrum = torch.stft(
             waveforms,
             config.n_fft,
@@ -111,7 +124,7 @@ class LogMel(nn.Module):
             window=self.window.float(),
             center=False,
             return_complex=True,
-        )[:, :, :frames]
+        )
         power = spectrum.real.square() + spectrum.imag.square()  # (batch, n_fft // 2 + 1, frames)
         return power.transpose(1, 2) @ self.mel_filters.float().T
 

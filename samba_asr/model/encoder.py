@@ -8,6 +8,7 @@ from samba_asr.model.feedforward import FeedForward, ResidualDrop
 from samba_asr.model.subsampling import build_subsampling
 from samba_asr.ssm.mixer import BidirectionalMixer
 from samba_asr.ssm.padding import mask_padding
+from samba_asr.ssm.pieces import joined, spans
 
 
 class EncoderBlock(nn.Module):
@@ -35,7 +36,8 @@ class EncoderBlock(nn.Module):
         x and lengths; x's padding is not masked."""
         x = x + self.drop(self.mixer(self.norm(x), lengths, chunk)[0])
         if self.ff is not None:
-            x = x + self.drop(self.ff(x))
+            pieces = [x[:, start:end] for start, end in spans(x.shape[1])]
+            x = joined([piece + self.drop(self.ff(piece)) for piece in pieces])
         return x, lengths
 
 

@@ -5,6 +5,10 @@ from torch import Tensor, nn
 
 from samba_asr.config import ModelConfig
 from samba_asr.ssm.padding import mask_padding
+from samba_asr.ssm.pieces import joined, spans
+
+NEIGHBOURS = 2
+"""States on either side whose frames reach into a state of :class:`WhisperStem`, and more."""
 
 
 def _halved(lengths: Tensor) -> Tensor:
@@ -46,6 +50,7 @@ class WhisperStem(nn.Module):
         self.conv2 = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
         self.join = self._every_second(config) if config.encoder.subsampling in ("whisper4x", "whisper8x") else None
         self.join_again = self._every_second(config) if config.encoder.subsampling == "whisper8x" else None
+        self.factor = config.encoder.subsampling_factor
 
     @staticmethod
     def _every_second(config: ModelConfig) -> nn.Conv1d:
@@ -58,6 +63,18 @@ class WhisperStem(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """features: (batch, frames, n_mels); lengths: (batch,) int64 frames. Returns x (batch, states, d_model), states
         = ceil(frames / 2), halved and rounded up once more for whisper4x and twice for whisper8x, and its lengths."""
+        states = (lengths + self.factor - 1) // self.factor
+        pieces = []
+        for start, end in spans(-(-features.shape[1] // self.factor)):
+            before = min(start, NEIGHBOURS)
+            first, last = (start - before) * self.factor, (end + NEIGHBOURS) * self.factor
+            heard = features[:, first:last]
+            x, _ = self._convolve(heard, (lengths - first).clamp(0, heard.shape[1]))
+            pieces.append(x[:, before : before + end - start])
+        return joined(pieces), states
+
+    def _convolve(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, at once."""
         x = F.gelu(self.conv1(mask_padding(features, lengths).transpose(1, 2)))
         x = mask_padding(x.transpose(1, 2), lengths).transpose(1, 2)
         x, lengths = F.gelu(self.conv2(x)).transpose(1, 2), _halved(lengths)

@@ -16,6 +16,7 @@ from samba_asr.ssm import cpu_step
 from samba_asr.ssm.conv import causal_conv1d, causal_conv1d_step
 from samba_asr.ssm.cpu_linear import Linear
 from samba_asr.ssm.padding import check_lengths, mask_padding
+from samba_asr.ssm.pieces import joined, spans
 from samba_asr.ssm.scan import selective_scan, selective_scan_step
 from samba_asr.ssm.ssd import ssd_scan, ssd_step
 
@@ -268,6 +269,16 @@ def build_mixer(d_model: int, config: MixerConfig) -> Mixer:
     return Mamba(d_model, config) if config.kind == "mamba" else Mamba2(d_model, config)
 
 
+def _in_pieces(mixer: nn.Module, x: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
+    """Mix x (batch, time, d_model) piece after piece, from the last one if reverse; the state goes on."""
+    found, state = [], None
+    for start, end in spans(x.shape[1])[:: -1 if reverse else 1]:
+        own = None if lengths is None else (lengths - start).clamp(0, end - start)
+        y, state = mixer(x[:, start:end], own, state, reverse)
+        found.append(y)
+    return joined(found[::-1] if reverse else found)
+
+
 class BidirectionalMixer(nn.Module):
     """The sum of a mixer that reads forwards and one that reads backwards, with weights of their own.
 
@@ -296,7 +307,7 @@ class BidirectionalMixer(nn.Module):
         """
         _check_input(x, lengths, self.forwards.in_proj.in_features)
         if not self.shared_projections:
-            return self.forwards(x, lengths)[0] + self._backwards(x, lengths, chunk), lengths
+            return _in_pieces(self.forwards, x, lengths, False) + self._backwards(x, lengths, chunk), lengths
         x = self.forwards.in_proj(mask_padding(x, lengths))
         y = self.forwards.mix(x, lengths, None, False)[0] + self._backwards(x, lengths, chunk)
         return self.forwards.out_proj(y), lengths
@@ -306,8 +317,7 @@ class BidirectionalMixer(nn.Module):
             return self._chunked_backwards(x, lengths, chunk)
         if self.shared_projections:
             return self.backwards.mix(x, lengths, None, True)[0]
-        y: Tensor = self.backwards(x, lengths, reverse=True)[0]
-        return y
+        return _in_pieces(self.backwards, x, lengths, True)
 
     def _chunked_backwards(self, x: Tensor, lengths: Tensor | None, chunk: int) -> Tensor:
         if chunk < 1:
