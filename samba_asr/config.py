@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CONFIG_VERSION = 6
+CONFIG_VERSION = 7
 """Of ``config.json``: increase it with every field that is added, removed or redefined (and see checkpoint.py)."""
 
 Normalisation = Literal["whisper", "global", "causal"]
-MixerKind = Literal["mamba", "mamba2"]
+MixerKind = Literal["mamba", "mamba2", "hydra", "s4d"]
+S4DInit = Literal["legs", "lin"]
 Subsampling = Literal["conv4x", "whisper", "whisper4x", "whisper8x"]
 Listening = Literal["state", "window"]
 Search = Literal["ctc", "autoregressive", "rescoring", "joint"]
@@ -71,36 +72,44 @@ class MixerConfig:
     """The state-space layer inside a block."""
 
     kind: MixerKind = "mamba2"
-    """mamba: selective scan with a full diagonal A; mamba2: one A a head, computed as chunked matrix products (SSD)."""
+    """mamba: selective scan with a full diagonal A; mamba2: one A a head, computed as chunked matrix products (SSD);
+    hydra: as mamba2, but one mixer hears both directions (encoder only); s4d: convolution with a long kernel that no
+    input changes."""
     d_state: int = 0
-    """Numbers of state a channel; 0 means 16 (mamba) or 64 (mamba2)."""
+    """Numbers of state a channel; 0 means 16 (mamba) or 64. s4d: an even number, two for each complex one."""
     d_conv: int = 4
-    """Width of the depthwise causal convolution, in frames."""
+    """Width of the depthwise causal convolution, in frames; hydra's sees as many to either side, 2 d_conv - 1 in all.
+    s4d has none."""
     expand: int = 2
     """d_inner = expand * d_model."""
     head_dim: int = 64
-    """mamba2: channels of one head; must divide d_inner."""
+    """mamba2, hydra: channels of one head; must divide d_inner."""
     groups: int = 1
-    """mamba2: sets of B and C, each for as many neighbouring heads; must divide the number of heads. 0 means a set for
-    each head."""
+    """mamba2, hydra: sets of B and C, each for as many neighbouring heads; must divide the number of heads. 0 means a
+    set for each head."""
     dt_rank: int = 0
     """mamba: rank of the step size's projection; 0 means ceil(d_model / 16)."""
     chunk_size: int = 64
-    """mamba2: frames of one chunk of the SSD algorithm. Changes speed, never values."""
+    """mamba2, hydra: frames of one chunk of the SSD algorithm. Changes speed, never values."""
+    s4d_init: S4DInit = "legs"
+    """s4d: what its states' frequencies start as; legs: those of HiPPO-LegS; lin: multiples of pi."""
 
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind, MixerKind)
+        _check_choice("s4d_init", self.s4d_init, S4DInit)
         _check_positive(self, "d_conv", "expand", "head_dim", "chunk_size")
         if self.d_conv < 2:
             raise ValueError(f"d_conv ({self.d_conv}) must be at least 2")
         for name in ("d_state", "groups", "dt_rank"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be 0 (automatic) or positive")
+        if self.kind == "s4d" and self.d_state % 2:
+            raise ValueError(f"d_state ({self.d_state}) must be even where kind is 's4d': its states are complex")
 
     @property
     def state_size(self) -> int:
         """d_state, or what 0 means."""
-        return self.d_state or {"mamba": 16, "mamba2": 64}[self.kind]
+        return self.d_state or (16 if self.kind == "mamba" else 64)
 
 
 @dataclass(frozen=True)
@@ -121,9 +130,10 @@ class EncoderConfig:
     drop_path: float = 0.0
     """Probability of skipping the last block's branches for an utterance; falls linearly to 0 at the first block."""
     mixer: MixerConfig = field(default_factory=MixerConfig)
-    """The mixer, once for each direction."""
+    """The mixer, once for each direction; hydra, once for both."""
     shared_projections: bool = False
-    """The two directions share their first and last projection, which halves their cost."""
+    """The two directions share their first and last projection, which halves their cost. Not for hydra, which has one
+    set anyway."""
     ungrouped_layers: int = 0
     """The last blocks, whose mixers have one group of B and C whatever mixer.groups says."""
 
@@ -137,6 +147,10 @@ class EncoderConfig:
         _check_probability(self, "dropout", "drop_path")
         if self.d_ff < 0:
             raise ValueError(f"d_ff ({self.d_ff}) must be 0 (none) or positive")
+        if self.shared_projections and self.mixer.kind == "hydra":
+            raise ValueError(
+                "shared_projections (True) must be False where mixer.kind is 'hydra': it has one set of projections"
+            )
 
     def mixer_of(self, layer: int) -> MixerConfig:
         """Return the mixer of a block, counted from 0."""
@@ -174,6 +188,10 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         _check_positive(self, "n_layers", "window_after")
         _check_choice("listening", self.listening, Listening)
+        if self.mixer.kind == "hydra":
+            raise ValueError(
+                "mixer.kind ('hydra') hears what comes later, which a decoder must not: use 'mamba', 'mamba2' or 's4d'"
+            )
         if self.window_before < 0:
             raise ValueError(f"window_before ({self.window_before}) must not be negative")
         _check_probability(self, "dropout")
@@ -261,11 +279,13 @@ class ModelConfig:
                 f"decoder.mixer.head_dim ({self.decoder.mixer.head_dim}) must divide d_model ({self.d_model})"
             )
         for part, mixer in (("encoder", self.encoder.mixer), ("decoder", self.decoder.mixer)):
+            if mixer.kind not in ("mamba2", "hydra"):
+                continue
             d_inner = mixer.expand * self.d_model
-            if mixer.kind == "mamba2" and d_inner % mixer.head_dim:
+            if d_inner % mixer.head_dim:
                 raise ValueError(f"{part}.mixer.head_dim ({mixer.head_dim}) must divide expand * d_model ({d_inner})")
             heads = d_inner // mixer.head_dim
-            if mixer.kind == "mamba2" and mixer.groups and heads % mixer.groups:
+            if mixer.groups and heads % mixer.groups:
                 raise ValueError(f"{part}.mixer.groups ({mixer.groups}) must divide the number of heads ({heads})")
 
     @property

@@ -58,14 +58,18 @@ def test_half_precision_keeps_what_is_delicate(folder, tmp_path):
     )
 
 
-def test_half_precision_keeps_mambas_decay_rates(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "names", "shape"), [("mamba", ["A_log"], (64, 8)), ("s4d", ["A_real_log", "A_imag"], (64, 4))]
+)
+def test_half_precision_keeps_how_states_fade(kind, names, shape, folder, tmp_path):
     _, tokenizer = load_checkpoint(folder)
-    mixer = MixerConfig(kind="mamba", d_state=8)
+    mixer = MixerConfig(kind=kind, d_state=8)
     model = SambaASR(replace(CONFIG, encoder=replace(CONFIG.encoder, mixer=mixer)))
     save_checkpoint(tmp_path / "half", model, tokenizer, "", dtype=torch.float16)
     stored = load_file(tmp_path / "half" / "model.safetensors")
-    name = "encoder.blocks.0.mixer.forwards.A_log"
-    assert stored[name].shape == (64, 8) and stored[name].dtype == torch.float32
+    for name in names:
+        tensor = stored[f"encoder.blocks.0.mixer.forwards.{name}"]
+        assert tensor.shape == shape and tensor.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.model"])
@@ -134,6 +138,18 @@ def test_version_1_takes_the_defaults_of_what_came_later(folder):
         change_config(folder, version=1, model=broken)
         with pytest.raises(CheckpointError, match=says):
             load_checkpoint(folder)
+
+
+def test_version_6_had_no_s4d(folder):
+    before, config = load_checkpoint(folder)[0].config, json.loads((folder / "config.json").read_text())
+    assert config["version"] == CONFIG_VERSION == 7
+    for part in ("encoder", "decoder"):
+        del config["model"][part]["mixer"]["s4d_init"]
+    change_config(folder, version=6, model=config["model"])
+    assert load_checkpoint(folder)[0].config == before
+    change_config(folder, version=7)
+    with pytest.raises(CheckpointError, match=r"model.encoder.mixer lacks s4d_init"):
+        load_checkpoint(folder)
 
 
 def test_config_that_is_no_json_or_not_ours(folder):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from samba_asr.config import PRESETS, EncoderConfig, FeatureConfig, MixerConfig, ModelConfig
+from samba_asr.config import PRESETS, DecoderConfig, EncoderConfig, FeatureConfig, MixerConfig, ModelConfig
 from samba_asr.model.asr import SambaASR
 
 
@@ -45,7 +45,25 @@ def test_tiny_is_deep_enough():
         ({"encoder": {"mixer": {"groups": -1}}}, r"groups \(-1\) must be 0 \(automatic\) or positive"),
         ({"encoder": {"n_layers": 2, "ungrouped_layers": 3}}, r"ungrouped_layers \(3\) must be between 0 and n_layers"),
         ({"vocab_size": 4}, r"vocab_size \(4\)"),
-        ({"encoder": {"mixer": {"kind": "attention"}}}, r"kind \('attention'\) must be one of 'mamba', 'mamba2'"),
+        (
+            {"encoder": {"mixer": {"kind": "attention"}}},
+            r"kind \('attention'\) must be one of 'mamba', 'mamba2', 'hydra', 's4d'",
+        ),
+        ({"encoder": {"mixer": {"s4d_init": "inv"}}}, r"s4d_init \('inv'\) must be one of 'legs', 'lin'"),
+        ({"encoder": {"mixer": {"kind": "s4d", "d_state": 7}}}, r"d_state \(7\) must be even where kind is 's4d'"),
+        ({"decoder": {"mixer": {"kind": "hydra"}}}, r"mixer.kind \('hydra'\) hears what comes later.* 's4d'"),
+        (
+            {"encoder": {"mixer": {"kind": "hydra"}, "shared_projections": True}},
+            r"shared_projections \(True\) must be False where mixer.kind is 'hydra'",
+        ),
+        (
+            {"d_model": 100, "encoder": {"mixer": {"kind": "hydra"}}},
+            r"encoder.mixer.head_dim \(64\) must divide expand \* d_model \(200\)",
+        ),
+        (
+            {"encoder": {"mixer": {"kind": "hydra", "groups": 4}}},
+            r"encoder.mixer.groups \(4\) must divide the number of heads \(5\)",
+        ),
         ({"encoder": {"mixer": {"d_state": -1}}}, r"d_state \(-1\) must be 0 \(automatic\) or positive"),
         ({"encoder": {"dropout": 1.0}}, r"dropout \(1.0\) must be in \[0, 1\)"),
         ({"features": {"win_length": 500}}, r"win_length \(500\) must not exceed n_fft \(400\)"),
@@ -69,8 +87,13 @@ def test_fields_keep_their_defaults():
 
 def test_state_sizes_are_the_papers():
     assert MixerConfig(kind="mamba").state_size == 16
-    assert MixerConfig(kind="mamba2").state_size == 64
+    assert {MixerConfig(kind=kind).state_size for kind in ("mamba2", "hydra", "s4d")} == {64}
     assert MixerConfig(kind="mamba", d_state=8).state_size == 8
+
+
+def test_s4d_may_decode_and_has_no_heads():
+    mixer = MixerConfig(kind="s4d", groups=7)
+    ModelConfig(d_model=100, encoder=EncoderConfig(mixer=mixer), decoder=DecoderConfig(mixer=mixer))
 
 
 def test_a_complete_config_has_every_key():

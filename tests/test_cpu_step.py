@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from samba_asr.config import MixerConfig
 from samba_asr.ssm import cpu_step, native
-from samba_asr.ssm.mixer import Mamba, Mamba2, MixerState, Move
+from samba_asr.ssm.mixer import Mamba2, MixerState, Move, build_mixer
 
 D_MODEL = 32
 pytestmark = pytest.mark.skipif(native.load_kernels() is None, reason="no C++ compiler")
@@ -93,11 +93,11 @@ def test_a_move_changes_its_targets_alone(calls: list[int]) -> None:
     assert_close(pool.reorder(untouched), before.reorder(untouched), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "s4d"])
 @torch.no_grad()
 def test_a_move_without_kernels(kind: str) -> None:
     config = MixerConfig(kind=kind, expand=1, head_dim=16, d_state=16)
-    mixer = (Mamba if kind == "mamba" else Mamba2)(D_MODEL, config).double().eval()
+    mixer = build_mixer(D_MODEL, config).double().eval()
     x, start = torch.randn(2, D_MODEL, dtype=torch.float64), mixer.initial_state(5)
     pool = MixerState(torch.randn_like(start.conv), torch.randn_like(start.ssm))
     before, move = copy.deepcopy(pool), Move(torch.tensor([2, 2]), torch.tensor([4, 0]))

@@ -24,7 +24,7 @@ TOKENS = [1, 4, 5]
 WIDE = 10_000
 
 
-@pytest.fixture(params=["mamba", "mamba2"])
+@pytest.fixture(params=["mamba", "mamba2", "s4d"])
 def model(request):
     mixer = replace(CONFIG.decoder.mixer, kind=request.param)
     model = SambaASR(replace(CONFIG, vocab_size=6, decoder=replace(CONFIG.decoder, mixer=mixer))).eval().double()

@@ -1,4 +1,4 @@
-"""Both mixers against plain numpy, and what they promise about padding, direction and state."""
+"""The mixers of one direction against plain numpy, and what they promise about padding, direction and state."""
 
 import math
 
@@ -10,12 +10,12 @@ from ssm_cases import WRONG_LENGTHS, outcome, padding_of, randn, with_padding
 from torch.testing import assert_close
 
 from samba_asr.config import MixerConfig
-from samba_asr.ssm.mixer import BidirectionalMixer, Mamba, Mamba2, MixerState, build_mixer
+from samba_asr.ssm.mixer import S4D, BidirectionalMixer, Mamba, Mamba2, MixerState, build_mixer
 
 D_MODEL, D_STATE, D_CONV, D_INNER, HEAD_DIM, HEADS, DT_RANK = 6, 4, 3, 12, 3, 4, 2
-KINDS = ["mamba", "mamba2", "mamba2 with groups"]
+KINDS = ["mamba", "mamba2", "mamba2 with groups", "s4d"]
 GROUPS = 2
-"""Of the last one."""
+"""Of the one with groups."""
 RAGGED = torch.tensor([9, 0, 1, 2, 6])
 CONFIG = {
     kind: MixerConfig(
@@ -51,8 +51,17 @@ SHAPES = {
         "norm.weight": (D_INNER,),
         "out_proj.weight": (D_MODEL, D_INNER),
     },
+    "s4d": {
+        "dt_log": (D_INNER,),
+        "A_real_log": (D_INNER, D_STATE // 2),
+        "A_imag": (D_INNER, D_STATE // 2),
+        "C": (D_INNER, D_STATE // 2, 2),
+        "D": (D_INNER,),
+        "in_proj.weight": (2 * D_INNER, D_MODEL),
+        "out_proj.weight": (D_MODEL, D_INNER),
+    },
 }
-"""Names, order and shapes of the parameters in mamba_ssm."""
+"""Names, order and shapes of the parameters; mambas' are those of mamba_ssm."""
 SHAPES["mamba2 with groups"] = SHAPES["mamba2"] | {
     "in_proj.weight": (2 * D_INNER + 2 * GROUPS * D_STATE + HEADS, D_MODEL),
     "conv1d.weight": (D_INNER + 2 * GROUPS * D_STATE, 1, D_CONV),
@@ -70,6 +79,8 @@ def make_mixer(kind):
 
 
 def make_state(kind, batch):
+    if kind == "s4d":
+        return MixerState(randn(batch, 0, D_INNER), randn(batch, D_INNER, D_STATE // 2, 2))
     channels = SHAPES[kind]["conv1d.bias"][0]
     ssm = (D_INNER, D_STATE) if kind == "mamba" else (HEADS, HEAD_DIM, D_STATE)
     return MixerState(randn(batch, D_CONV - 1, channels), randn(batch, *ssm))
@@ -130,9 +141,23 @@ def numpy_mamba2(frames, before, h, weights):
     return outputs, before, h
 
 
+def numpy_s4d(frames, before, h, weights):
+    """As numpy_mamba; h (d_inner, d_state / 2, 2)."""
+    dt, h = np.exp(weights["dt_log"])[:, None], h[..., 0] + 1j * h[..., 1]
+    A = -np.exp(weights["A_real_log"]) + 1j * weights["A_imag"]
+    C = weights["C"][..., 0] + 1j * weights["C"][..., 1]
+    outputs = []
+    for frame in frames:
+        x, z = np.split(weights["in_proj.weight"] @ frame, 2)
+        h = np.exp(dt * A) * h + (np.exp(dt * A) - 1) / A * x[:, None]
+        y = 2 * (C * h).sum(1).real + weights["D"] * x
+        outputs.append(weights["out_proj.weight"] @ (y * silu(z)))
+    return outputs, np.zeros((0, D_INNER)), np.stack([h.real, h.imag], -1)
+
+
 def numpy_batch(mixer, x, lengths, state, reverse):
     """Run the numpy mixer on each sequence alone."""
-    one = numpy_mamba if isinstance(mixer, Mamba) else numpy_mamba2
+    one = {Mamba: numpy_mamba, Mamba2: numpy_mamba2, S4D: numpy_s4d}[type(mixer)]
     weights = {name: parameter.detach().numpy() for name, parameter in mixer.named_parameters()}
     way = -1 if reverse else 1
     y, convs, ssms = np.zeros(x.shape), [], []
@@ -162,7 +187,7 @@ def all_inputs(kind, mixer, batch, time):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_parameters_are_those_of_mamba_ssm(kind):
+def test_names_and_shapes_of_parameters(kind):
     mixer = build_mixer(D_MODEL, CONFIG[kind])
     assert {name: tuple(value.shape) for name, value in mixer.state_dict().items()} == SHAPES[kind]
     assert list(dict(mixer.named_parameters())) == list(SHAPES[kind])

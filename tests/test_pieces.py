@@ -28,7 +28,7 @@ def test_spans():
 
 @torch.no_grad()
 @pytest.mark.parametrize("subsampling", ["whisper", "whisper4x", "whisper8x", "conv4x"])
-@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "hydra", "s4d"])
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_an_encoder(subsampling, kind, size, monkeypatch):
     mixer = replace(CONFIG.encoder.mixer, kind=kind, chunk_size=8)

@@ -23,7 +23,7 @@ N_BEST = [
 ]
 
 
-@pytest.fixture(params=["mamba", "mamba2"])
+@pytest.fixture(params=["mamba", "mamba2", "s4d"])
 def model(request):
     decoder = replace(CONFIG.decoder, mixer=replace(CONFIG.decoder.mixer, kind=request.param))
     model = SambaASR(replace(CONFIG, decoder=decoder)).eval().double()

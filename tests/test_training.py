@@ -707,7 +707,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(corpus, tmp_path, monkeyp
     assert all(value.isfinite().all() for value in state["state_dict"].values() if value.is_floating_point())
 
 
-@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "hydra", "s4d"])
 def test_weight_decay_is_for_matrices(kind):
     config = small_model()
     mixer = dataclasses.replace(config.encoder.mixer, kind=kind)
@@ -719,7 +719,14 @@ def test_weight_decay_is_for_matrices(kind):
     assert sorted(ids) == sorted(names)
     exempt = {names[id(parameter)] for parameter in others["params"]}
     for name, parameter in model.named_parameters():
-        vector = parameter.ndim < 2 or name.rpartition(".")[2] in ("bias", "A_log", "D", "dt_bias")
+        vector = parameter.ndim < 2 or name.rpartition(".")[2] in (
+            "bias",
+            "A_log",
+            "D",
+            "dt_bias",
+            "A_real_log",
+            "A_imag",
+        )
         assert (name in exempt) is vector, name
 
 

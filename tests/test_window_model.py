@@ -151,7 +151,7 @@ def test_spelling_of_texts():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+@pytest.mark.parametrize("kind", ["mamba", "mamba2", "s4d"])
 def test_steps_in_a_pool_equal_forward(kind):
     """Texts of three recordings, in a pool whose places are handed on in disorder."""
     model = build(kind=kind).eval()
@@ -356,7 +356,7 @@ def test_version_5_had_none_of_this(tiny_checkpoint, tmp_path):
     folder = tmp_path / "model"
     save_checkpoint(folder, model, tokenizer, "")
     config = json.loads((folder / "config.json").read_text())
-    assert config["version"] == CONFIG_VERSION == 6
+    assert config["version"] == CONFIG_VERSION == 7
     of_version_5 = copy.deepcopy(config)
     del of_version_5["model"]["ctc"]
     for name in ("listening", "window_before", "window_after", "tied_embedding"):

@@ -13,6 +13,7 @@ from torch import Tensor
 from samba_asr.atomic import replacing
 from samba_asr.config import CONFIG_VERSION, ModelConfig
 from samba_asr.model.asr import SambaASR
+from samba_asr.ssm.mixer import RATES
 from samba_asr.text.tokenizer import Tokenizer
 
 CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE = (
@@ -32,6 +33,7 @@ _ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
         "search": {"spelling_weight": 1.0},
         "decoder": {"listening": "state", "window_before": 12, "window_after": 24, "tied_embedding": False},
     },
+    7: {"encoder.mixer": {"s4d_init": "legs"}, "decoder.mixer": {"s4d_init": "legs"}},
 }
 """Fields that a version of config.json added to a part of the model, with what older checkpoints take for them."""
 
@@ -98,7 +100,7 @@ def as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         or not tensor.is_floating_point()
         or tensor.dim() < 2
         or name.startswith("features.")
-        or name.endswith("A_log")
+        or name.endswith(RATES)
     )
     return tensor.detach().cpu().contiguous() if exact else tensor.detach().cpu().to(dtype).contiguous()
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from samba_asr.config import MixerConfig, ModelConfig
 from samba_asr.model.feedforward import FeedForward, ResidualDrop
 from samba_asr.model.subsampling import build_subsampling
+from samba_asr.ssm.hydra import Hydra
 from samba_asr.ssm.mixer import BidirectionalMixer
 from samba_asr.ssm.padding import mask_padding
 from samba_asr.ssm.pieces import joined, spans
@@ -18,7 +19,10 @@ class EncoderBlock(nn.Module):
         super().__init__()
         encoder = config.encoder
         self.norm = nn.LayerNorm(config.d_model)
-        self.mixer = BidirectionalMixer(config.d_model, mixer, encoder.shared_projections)
+        if mixer.kind == "hydra":
+            self.mixer: Hydra | BidirectionalMixer = Hydra(config.d_model, mixer)
+        else:
+            self.mixer = BidirectionalMixer(config.d_model, mixer, encoder.shared_projections)
         self.ff = FeedForward(config.d_model, encoder.d_ff, encoder.dropout) if encoder.d_ff else None
         self.drop = ResidualDrop(encoder.dropout, drop_path)
 

@@ -1,1 +1,1 @@
-"""State-space layers: scans, causal convolution, Mamba mixers."""
+"""State-space layers: scans, convolutions, and the mixers made of them."""

@@ -1,6 +1,6 @@
-"""Mamba and Mamba-2 mixers: a projection, a short convolution, a scan, a gate, a projection.
+"""Mamba, Mamba-2 and S4D mixers: a projection, a short convolution (not S4D), a scan, a gate, a projection.
 
-Parameters keep mamba_ssm's names and shapes, so that weights interchange. Both mixers have the same two methods:
+Mambas' parameters keep mamba_ssm's names and shapes, so that weights interchange. All mixers have the same two methods:
 ``forward`` over whole sequences and ``step`` for one frame, state in and state out.
 """
 
@@ -15,13 +15,16 @@ from samba_asr.config import MixerConfig
 from samba_asr.ssm import cpu_step
 from samba_asr.ssm.conv import causal_conv1d, causal_conv1d_step
 from samba_asr.ssm.cpu_linear import Linear
-from samba_asr.ssm.padding import check_lengths, mask_padding
+from samba_asr.ssm.padding import check_lengths, check_shapes, from_chunks, in_chunks, mask_padding
 from samba_asr.ssm.pieces import joined, spans
+from samba_asr.ssm.s4d import initial_rates, s4d_scan, s4d_step
 from samba_asr.ssm.scan import selective_scan, selective_scan_step
 from samba_asr.ssm.ssd import ssd_scan, ssd_step
 
 DELTA_RANGE = (1e-3, 1e-1)
-"""Step sizes at initialisation, log-uniform (Mamba paper, section 3.6)."""
+"""Step sizes at initialisation, log-uniform (Mamba paper, section 3.6; S4D's the same)."""
+RATES = ("A_log", "A_real_log", "A_imag")
+"""Ends of the names of parameters that say how states fade and turn: they need their precision, and no weight decay."""
 
 
 class Move(NamedTuple):
@@ -37,9 +40,10 @@ class MixerState(NamedTuple):
     """What a mixer remembers of the frames so far."""
 
     conv: Tensor
-    """(batch, d_conv - 1, channels)"""
+    """(batch, d_conv - 1, channels); s4d: (batch, 0, d_inner)"""
     ssm: Tensor
-    """mamba: (batch, d_inner, d_state); mamba2: (batch, heads, head_dim, d_state); float32."""
+    """mamba: (batch, d_inner, d_state); mamba2: (batch, heads, head_dim, d_state); s4d: (batch, d_inner, d_state / 2,
+    2), real and imaginary parts; float32."""
 
     def reorder(self, indices: Tensor) -> "MixerState":
         """Pick sequences, (new batch,) int64: for beams."""
@@ -63,13 +67,19 @@ class MixerState(NamedTuple):
         return self
 
 
-def _initial_delta_bias(size: int) -> Tensor:
+def _initial_log_delta(size: int) -> Tensor:
     low, high = (math.log(limit) for limit in DELTA_RANGE)
-    delta = torch.exp(torch.rand(size) * (high - low) + low)
+    return torch.rand(size) * (high - low) + low
+
+
+def initial_delta_bias(size: int) -> Tensor:
+    """Return what softplus turns into initial step sizes, (size,)."""
+    delta = torch.exp(_initial_log_delta(size))
     return delta + torch.log(-torch.expm1(-delta))  # inverse of softplus
 
 
-def _decay_rates(A_log: Tensor) -> Tensor:
+def decay_rates(A_log: Tensor) -> Tensor:
+    """Return A, negative, in float32 or better."""
     return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
 
 
@@ -77,7 +87,8 @@ def _zero_state(A_log: Tensor, *shape: int) -> Tensor:
     return A_log.new_zeros(shape, dtype=torch.promote_types(A_log.dtype, torch.float32))
 
 
-def _check_input(x: Tensor, lengths: Tensor | None, d_model: int) -> None:
+def check_input(x: Tensor, lengths: Tensor | None, d_model: int) -> None:
+    """Raise ValueError unless x is (batch, time, d_model) and lengths fit it."""
     if x.dim() != 3 or x.shape[2] != d_model:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, time, {d_model})")
     check_lengths(lengths, *x.shape[:2])
@@ -100,7 +111,7 @@ class Mamba(nn.Module):
         self.out_proj = Linear(self.d_inner, d_model, bias=False)
         with torch.no_grad():
             nn.init.uniform_(self.dt_proj.weight, -(self.dt_rank**-0.5), self.dt_rank**-0.5)
-            self.dt_proj.bias.copy_(_initial_delta_bias(self.d_inner))
+            self.dt_proj.bias.copy_(initial_delta_bias(self.d_inner))
 
     def initial_state(self, batch: int) -> MixerState:
         """Return the state before any frame."""
@@ -113,7 +124,7 @@ class Mamba(nn.Module):
     ) -> tuple[Tensor, MixerState]:
         """x: (batch, time, d_model); lengths: (batch,) int64. Returns y, shaped like x, 0 on padding, and the state
         after each sequence's own last frame (its first, if reverse). Raises ValueError for shapes that do not fit."""
-        _check_input(x, lengths, self.in_proj.in_features)
+        check_input(x, lengths, self.in_proj.in_features)
         y, last = self.mix(self.in_proj(mask_padding(x, lengths)), lengths, state, reverse)
         return self.out_proj(y), last
 
@@ -129,7 +140,7 @@ class Mamba(nn.Module):
         y, ssm = selective_scan(
             x,
             delta,
-            _decay_rates(self.A_log),
+            decay_rates(self.A_log),
             B,
             C,
             self.D,
@@ -150,7 +161,7 @@ class Mamba(nn.Module):
         x, z = self.in_proj(x).chunk(2, -1)
         x, conv = causal_conv1d_step(x, self.conv1d.weight, self.conv1d.bias, before.conv)
         delta, B, C = self._selection(x)
-        A = _decay_rates(self.A_log)
+        A = decay_rates(self.A_log)
         y, ssm = selective_scan_step(x, delta, A, B, C, before.ssm, self.D, z, self.dt_proj.bias, True)
         return self.out_proj(y), state.after(move, MixerState(conv, ssm))
 
@@ -188,7 +199,7 @@ class Mamba2(nn.Module):
         self.d_conv_channels = self.d_inner + 2 * self.groups * self.d_state
         self.in_proj = Linear(d_model, self.d_inner + self.d_conv_channels + self.heads, bias=False)
         self.conv1d = nn.Conv1d(self.d_conv_channels, self.d_conv_channels, config.d_conv, groups=self.d_conv_channels)
-        self.dt_bias = nn.Parameter(_initial_delta_bias(self.heads))
+        self.dt_bias = nn.Parameter(initial_delta_bias(self.heads))
         self.A_log = nn.Parameter(torch.log(torch.empty(self.heads).uniform_(1, 16)))
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = GatedRMSNorm(self.d_inner)
@@ -204,7 +215,7 @@ class Mamba2(nn.Module):
         self, x: Tensor, lengths: Tensor | None = None, state: MixerState | None = None, reverse: bool = False
     ) -> tuple[Tensor, MixerState]:
         """As :meth:`Mamba.forward`."""
-        _check_input(x, lengths, self.in_proj.in_features)
+        check_input(x, lengths, self.in_proj.in_features)
         y, last = self.mix(self.in_proj(mask_padding(x, lengths)), lengths, state, reverse)
         return self.out_proj(y), last
 
@@ -219,7 +230,7 @@ class Mamba2(nn.Module):
         y, ssm = ssd_scan(
             x,
             delta,
-            _decay_rates(self.A_log),
+            decay_rates(self.A_log),
             B,
             C,
             self.D,
@@ -235,7 +246,7 @@ class Mamba2(nn.Module):
 
     def step(self, x: Tensor, state: MixerState, move: Move | None = None) -> tuple[Tensor, MixerState]:
         """As :meth:`Mamba.step`."""
-        projected, A = self.in_proj(x), _decay_rates(self.A_log)
+        projected, A = self.in_proj(x), decay_rates(self.A_log)
         learnt = cpu_step.Parameters(
             self.conv1d.weight, self.conv1d.bias, A, self.D, self.dt_bias, self.norm.weight, self.norm.eps
         )
@@ -261,12 +272,78 @@ class Mamba2(nn.Module):
         return x.unflatten(-1, (self.heads, self.head_dim)), B, C
 
 
-Mixer = Mamba | Mamba2
+class S4D(nn.Module):
+    """S4D mixer (arXiv 2206.11893) with Mamba's two projections and gate.
+
+    The paper's own block ends in GELU and a GLU instead. With the gate, kinds differ in their scan alone, as where the
+    Mamba paper compares them (section 4.6), and directions can share projections. Its kernel is as long as the input:
+    there is no short convolution before it.
+    """
+
+    def __init__(self, d_model: int, config: MixerConfig) -> None:
+        super().__init__()
+        self.d_inner = config.expand * d_model
+        A = initial_rates(config.state_size // 2, config.s4d_init)
+        self.in_proj = Linear(d_model, 2 * self.d_inner, bias=False)
+        self.dt_log = nn.Parameter(_initial_log_delta(self.d_inner))
+        self.A_real_log = nn.Parameter(torch.log(-A.real).float().repeat(self.d_inner, 1))
+        self.A_imag = nn.Parameter(A.imag.float().repeat(self.d_inner, 1))
+        self.C = nn.Parameter(torch.randn(self.d_inner, len(A), 2) * 0.5**0.5)  # complex: of variance 1
+        self.D = nn.Parameter(torch.ones(self.d_inner))
+        self.out_proj = Linear(self.d_inner, d_model, bias=False)
+
+    def initial_state(self, batch: int) -> MixerState:
+        """Return the state before any frame."""
+        conv = self.D.new_zeros(batch, 0, self.d_inner)
+        return MixerState(conv, _zero_state(self.A_imag, batch, *self.C.shape))
+
+    def forward(
+        self, x: Tensor, lengths: Tensor | None = None, state: MixerState | None = None, reverse: bool = False
+    ) -> tuple[Tensor, MixerState]:
+        """As :meth:`Mamba.forward`."""
+        check_input(x, lengths, self.in_proj.in_features)
+        y, last = self.mix(self.in_proj(mask_padding(x, lengths)), lengths, state, reverse)
+        return self.out_proj(y), last
+
+    def mix(
+        self, projected: Tensor, lengths: Tensor | None, state: MixerState | None, reverse: bool
+    ) -> tuple[Tensor, MixerState]:
+        """As :meth:`Mamba.mix`."""
+        x, z = projected.chunk(2, -1)
+        before = None if state is None else self._complex(state, len(x))  # a kernel for each sequence of its own
+        y, ssm = s4d_scan(x, *self._learnt(), lengths, before, reverse)
+        return y * F.silu(z), MixerState(self.initial_state(len(x)).conv, torch.view_as_real(ssm))
+
+    def step(self, x: Tensor, state: MixerState, move: Move | None = None) -> tuple[Tensor, MixerState]:
+        """As :meth:`Mamba.step`."""
+        before = state.before(move)
+        x, z = self.in_proj(x).chunk(2, -1)
+        y, ssm = s4d_step(x, *self._learnt(), self._complex(before, len(x)))
+        after = MixerState(before.conv, torch.view_as_real(ssm))
+        return self.out_proj(y * F.silu(z)), state.after(move, after)
+
+    def _learnt(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return dt, A, C and D, in float32 or better."""
+        kind = torch.promote_types(self.D.dtype, torch.float32)
+        A = torch.complex(decay_rates(self.A_real_log), self.A_imag.to(kind))
+        return self.dt_log.to(kind).exp(), A, torch.view_as_complex(self.C.to(kind)), self.D
+
+    def _complex(self, state: MixerState, batch: int) -> Tensor:
+        """Return (batch, d_inner, d_state / 2)."""
+        for part, sizes in ((state.conv, (0, self.d_inner)), (state.ssm, self.C.shape)):
+            check_shapes({"initial_state": (part, (batch, *sizes))})
+        return torch.view_as_complex(state.ssm.contiguous())
+
+
+Mixer = Mamba | Mamba2 | S4D
 
 
 def build_mixer(d_model: int, config: MixerConfig) -> Mixer:
-    """Return the mixer that config.kind names."""
-    return Mamba(d_model, config) if config.kind == "mamba" else Mamba2(d_model, config)
+    """Return the mixer that config.kind names. Raises ValueError for hydra, which hears both directions at once."""
+    kinds: dict[str, type[Mixer]] = {"mamba": Mamba, "mamba2": Mamba2, "s4d": S4D}
+    if config.kind not in kinds:
+        raise ValueError(f"kind ({config.kind!r}) must be one of {', '.join(map(repr, kinds))} for a single direction")
+    return kinds[config.kind](d_model, config)
 
 
 def _in_pieces(mixer: nn.Module, x: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
@@ -305,7 +382,7 @@ class BidirectionalMixer(nn.Module):
         chunk: frames; the backward mixer starts anew at the end of each chunk, so that no frame hears more of the
         future than its own chunk, as in streaming. None: the whole sequence is one chunk.
         """
-        _check_input(x, lengths, self.forwards.in_proj.in_features)
+        check_input(x, lengths, self.forwards.in_proj.in_features)
         if not self.shared_projections:
             return _in_pieces(self.forwards, x, lengths, False) + self._backwards(x, lengths, chunk), lengths
         x = self.forwards.in_proj(mask_padding(x, lengths))
@@ -320,13 +397,4 @@ class BidirectionalMixer(nn.Module):
         return _in_pieces(self.backwards, x, lengths, True)
 
     def _chunked_backwards(self, x: Tensor, lengths: Tensor | None, chunk: int) -> Tensor:
-        if chunk < 1:
-            raise ValueError(f"chunk ({chunk}) must be a positive number of frames")
-        batch, time, width = x.shape
-        if lengths is None:
-            lengths = torch.full((batch,), time, dtype=torch.int64, device=x.device)
-        chunks = -(-time // chunk)
-        pieces = F.pad(x, (0, 0, 0, chunks * chunk - time)).reshape(batch * chunks, chunk, width)
-        starts = torch.arange(chunks, device=x.device) * chunk
-        piece_lengths = (lengths[:, None] - starts).clamp(0, chunk).flatten()
-        return self._backwards(pieces, piece_lengths, None).reshape(batch, chunks * chunk, -1)[:, :time]
+        return from_chunks(self._backwards(*in_chunks(x, lengths, chunk), None), *x.shape[:2])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -17,6 +18,37 @@ def mask_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
         return x
     mask = ~valid_mask(lengths, x.shape[1])
     return x.masked_fill(mask.reshape(mask.shape + (1,) * (x.dim() - 2)), 0.0)
+
+
+def flip_within(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """Turn each sequence of x (batch, time, channels) round within its own length; padding stays where it is."""
+    if lengths is None:
+        return x.flip(1)
+    steps = torch.arange(x.shape[1], device=x.device)
+    last = lengths.unsqueeze(1) - 1
+    source = torch.where(steps <= last, last - steps, steps)
+    return x.gather(1, source.unsqueeze(-1).expand_as(x))
+
+
+def in_chunks(x: Tensor, lengths: Tensor | None, chunk: int) -> tuple[Tensor, Tensor]:
+    """Cut x (batch, time, channels) into chunks of as many frames, the last one filled up with zeros. Returns (batch *
+    chunks, chunk, channels) and how many frames of each are a sequence's own, int64. Raises ValueError for a chunk
+    below 1."""
+    if chunk < 1:
+        raise ValueError(f"chunk ({chunk}) must be a positive number of frames")
+    batch, time, width = x.shape
+    if lengths is None:
+        lengths = torch.full((batch,), time, dtype=torch.int64, device=x.device)
+    chunks = -(-time // chunk)
+    pieces = F.pad(x, (0, 0, 0, chunks * chunk - time)).reshape(batch * chunks, chunk, width)
+    starts = torch.arange(chunks, device=x.device) * chunk
+    return pieces, (lengths[:, None] - starts).clamp(0, chunk).flatten()
+
+
+def from_chunks(pieces: Tensor, batch: int, time: int) -> Tensor:
+    """Undo :func:`in_chunks`: (batch * chunks, chunk, ...) to (batch, time, ...)."""
+    chunk, *sizes = pieces.shape[1:]
+    return pieces.reshape(batch, -(-time // chunk) * chunk, *sizes)[:, :time]
 
 
 def check_shapes(expected: Mapping[str, tuple[Tensor | None, Sequence[int]]]) -> None:

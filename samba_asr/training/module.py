@@ -16,6 +16,7 @@ from samba_asr.config import SearchConfig
 from samba_asr.decoding.search import search_tokens
 from samba_asr.evaluation.wer import ScoredUtterance, score
 from samba_asr.model.asr import Losses, SambaASR
+from samba_asr.ssm.mixer import RATES
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.config import TrainingConfig
 from samba_asr.training.consistency import VIEWS, consistency_loss
@@ -71,13 +72,13 @@ class StepLosses(NamedTuple):
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Return AdamW's parameter groups: weight decay on matrices only.
 
-    Vectors (biases, norms, D, dt_bias ...) and A_log have none.
+    Vectors (biases, norms, D, dt_bias ...) and decay rates have none.
     """
     decayed: list[Tensor] = []
     others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            exempt = parameter.ndim < 2 or name.endswith("A_log")
+            exempt = parameter.ndim < 2 or name.endswith(RATES)
             (others if exempt else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
