@@ -10,13 +10,13 @@ import dataclasses
 import statistics
 import sys
 import time
-from typing import Any
+from typing import Any, get_args
 
 import lightning
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from samba_asr.config import PRESETS
+from samba_asr.config import PRESETS, MixerKind
 from samba_asr.model.asr import SambaASR
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.config import DataConfig, TrainingConfig
@@ -61,7 +61,8 @@ def main() -> None:
     parser.add_argument("--manifests", nargs="+", required=True)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--preset", choices=PRESETS, default="tiny")
-    parser.add_argument("--mixer", choices=("mamba", "mamba2"), default="mamba2", help="of encoder and decoder")
+    of = "of encoder and decoder; hydra of the encoder alone, with a decoder of mamba2"
+    parser.add_argument("--mixer", choices=get_args(MixerKind), default="mamba2", help=of)
     parser.add_argument("--batch-seconds", type=float, default=60.0)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: torch's own number")
@@ -113,9 +114,10 @@ def main() -> None:
 
 def _model_config(arguments: argparse.Namespace, tokenizer: Tokenizer) -> Any:
     preset = PRESETS[arguments.preset]
+    causal = "mamba2" if arguments.mixer == "hydra" else arguments.mixer
     parts = {
-        name: dataclasses.replace(part, mixer=dataclasses.replace(part.mixer, kind=arguments.mixer))
-        for name, part in (("encoder", preset.encoder), ("decoder", preset.decoder))
+        name: dataclasses.replace(part, mixer=dataclasses.replace(part.mixer, kind=kind))
+        for name, part, kind in (("encoder", preset.encoder, arguments.mixer), ("decoder", preset.decoder, causal))
     }
     return dataclasses.replace(preset, vocab_size=tokenizer.vocab_size, **parts)
 

@@ -78,8 +78,7 @@ class MixerConfig:
     d_state: int = 0
     """Numbers of state a channel; 0 means 16 (mamba) or 64. s4d: an even number, two for each complex one."""
     d_conv: int = 4
-    """Width of the depthwise causal convolution, in frames; hydra's sees as many to either side, 2 d_conv - 1 in all.
-    s4d has none."""
+    """Width of the depthwise causal convolution, in frames; hydra's sees d_conv - 1 to either side. s4d has none."""
     expand: int = 2
     """d_inner = expand * d_model."""
     head_dim: int = 64

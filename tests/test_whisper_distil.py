@@ -87,6 +87,10 @@ def rows(out):
         return list(csv.DictReader(file))
 
 
+def dev_errors(out, stage):
+    return [float(row["dev_error"]) for row in rows(out) if row["stage"] == stage and row["dev_error"]]
+
+
 def load_encoder(out):
     """Return what a run's file says of its encoder: the encoder with these weights, and its config."""
     with safe_open(out / "encoder.safetensors", "pt") as file:
@@ -123,7 +127,7 @@ def run(request):
 
 def test_the_error_falls(run):
     for stage in ("layers", "encoder"):
-        errors = [float(row["dev_error"]) for row in rows(run.out) if row["stage"] == stage and row["dev_error"]]
+        errors = dev_errors(run.out, stage)
         assert len(errors) >= 3 and errors[-1] < 0.85 * errors[0], (stage, errors)
 
 
@@ -317,6 +321,17 @@ def test_a_quarter_of_the_states_and_shared_projections(data, tmp_path):
     assert {row["stage"] for row in rows(tmp_path / "run")} == {"layers", "encoder"}
     _, lengths = encoder(torch.randn(1, 800, config.features.n_mels), torch.tensor([800]))
     assert lengths.tolist() == [100]
+
+
+@pytest.mark.parametrize("kind", ["hydra", "s4d"])
+def test_other_mixers(kind, data, tmp_path):
+    """Through both stages."""
+    mixer = MixerConfig(kind=kind, expand=1, d_state=8, head_dim=32)
+    distil(settings(data, mixer=mixer, bf16=kind == "hydra"), tmp_path / "run")
+    assert load_encoder(tmp_path / "run")[1].encoder.mixer.kind == kind
+    for stage in ("layers", "encoder"):
+        errors = dev_errors(tmp_path / "run", stage)
+        assert errors[-1] < errors[0]
 
 
 def test_what_cannot_be_started_from(whole, half_the_states, data, tmp_path):

@@ -137,6 +137,46 @@ def test_mixers_start_from_the_attention(expand, groups):
         close(block.mixer(x)[0].double(), said, 1e-5)
 
 
+@pytest.mark.parametrize("expand", [1, 2])
+@pytest.mark.parametrize("groups", [2, 0])
+@torch.no_grad()
+def test_hydra_starts_from_the_attention(expand, groups):
+    """Each frame asks by its own query, though scans come a frame late; itself it hears by hydra's diagonal."""
+    wide = build_teacher(teacher_weights(D_MODEL=128))
+    encoder = Encoder(student_config(wide, MixerConfig(kind="hydra", expand=expand, groups=groups), "whisper"))
+    copy_teacher(encoder, wide)
+    x = torch.randn(1, 9, 128)
+    for block, taught in zip(encoder.blocks, wide.encoder.blocks, strict=True):
+        mixer, attention = block.mixer, taught.attn.double()
+        asked = attention.query(x.double()) / 8, attention.key(x.double()), attention.value(x.double())
+        query, key, value = (F.silu(each).unflatten(-1, (2, 64))[0] for each in asked)
+        mixed = mixer.in_proj(x).double()[0]
+        z, steps = mixed[:, : mixer.d_inner], F.softplus(mixed[:, -2 * mixer.heads :] + mixer.dt_bias.repeat(2))
+        spoken = value.repeat_interleave(expand, 1)  # (9, heads, 64)
+        heads = spoken * (spoken.flatten(1) @ mixer.fc_D.weight.double().T + mixer.D).unsqueeze(-1)
+        for head in range(mixer.heads):
+            own, rate = head // expand, -mixer.A_log[head].double().exp()
+            for to in range(9):
+                for at in set(range(9)) - {to}:
+                    step = steps[:, head + mixer.heads * (at > to)]
+                    score = (query[to, own] * key[at, own]).sum() * step[at]
+                    heads[to, head] += score * (rate * step[min(at, to) + 1 : max(at, to)].sum()).exp() * value[at, own]
+        normed = rescaled(heads.flatten(1), z).unflatten(-1, (2, expand, 64)).mean(2).flatten(1)
+        close(mixer(x)[0][0].double(), normed @ attention.out.weight.mT, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["hydra", "s4d"])
+def test_other_mixers_build_a_student_that_trains(teacher, kind):
+    encoder = Encoder(student_config(teacher, dataclasses.replace(MIXER, kind=kind), "whisper4x"))
+    copy_teacher(encoder, teacher)
+    features, lengths = torch.randn(2, 60, N_MELS), torch.tensor([60, 31])
+    states, _ = encoder(features, lengths, chunk=5)
+    assert states.shape == (2, 15, D_MODEL)
+    states.square().sum().backward()
+    for name, parameter in encoder.blocks.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
 def test_a_mixer_of_other_sizes_does_not_take_an_attention(teacher):
     mixer = Mamba2(D_MODEL, MIXER)
     before = mixer.in_proj.weight.clone()

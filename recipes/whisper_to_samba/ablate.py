@@ -65,6 +65,8 @@ ROWS = (
     Row("encoder", "as shipped"),
     Row("encoder", "another seed", ("--seed", "1")),
     Row("encoder", "mixer: mamba", ("--mixer.kind", "mamba")),
+    Row("encoder", "mixer: hydra", ("--mixer.kind", "hydra")),
+    Row("encoder", "mixer: s4d", ("--mixer.kind", "s4d")),
     Row("encoder", "state size 16", ("--mixer.d_state", "16")),
     Row("encoder", "state size 128", ("--mixer.d_state", "128")),
     Row("encoder", "one group of B and C", ("--mixer.groups", "1")),

@@ -21,8 +21,8 @@ class DistilConfig:
     teacher_tokenizer: str | None = None
     """The teacher's tokenizer.json: validations then print word error rates through the teacher's own decoder."""
     mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1, groups=0))
-    """What takes the attention's place, once for each direction; a mamba2 with a head of 64 channels and 64 states and
-    a group for each of the teacher's heads starts from its keys, queries and values."""
+    """What takes the attention's place, once for each direction (hydra: once); a mamba2 or hydra with a head of 64
+    channels and 64 states and a group for each of the teacher's heads starts from its keys, queries and values."""
     subsampling: Literal["whisper", "whisper4x", "whisper8x"] = "whisper4x"
     """whisper: a state each 20 ms, as the teacher; whisper4x: each 40 ms, the teacher's every second one, at half the
     cost; whisper8x: each 80 ms, every fourth one."""
@@ -119,7 +119,8 @@ class DecoderDistilConfig:
     text_form: TextForm = "spoken"
     """Form of the transcripts, as train.py's data.text_form."""
     mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1, groups=0))
-    """What takes self-attention's place; it starts from that as distil.py's mixers do."""
+    """What takes self-attention's place; it starts from that as distil.py's mixers do. Not hydra, which hears what
+    comes later."""
     window_before: int = 12
     """States heard before the place where the next token is expected, by teacher and student."""
     window_after: int = 24
