@@ -184,6 +184,14 @@ def test_float32_is_close_to_float64(init, reverse):
         assert (narrow - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
+def test_a_slow_state_keeps_its_precision():
+    """e^(dt A) is nearly 1, and what it falls short by is what a frame adds."""
+    for dt, A in ((1e-3, -0.5), (1e-5, -0.1)):
+        parts = (torch.tensor([dt]), torch.tensor([[A + 0j]]), torch.tensor([[1 + 0j]]), torch.zeros(1))
+        _, state = s4d_scan(torch.ones(1, 1, 1), *parts)
+        assert state.real.item() == pytest.approx(math.expm1(dt * A) / A, rel=1e-6)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_no_frame_hears_beyond_its_chunk(shared):
     mixer, x = BidirectionalMixer(6, MixerConfig(kind="s4d", d_state=4), shared).double(), randn(1, 12, 6)

@@ -17,17 +17,14 @@ from samba_asr.ssm.padding import from_chunks, in_chunks, mask_padding
 from samba_asr.ssm.ssd import ssd_scan
 
 
-def centred_conv1d(
-    x: Tensor, weight: Tensor, bias: Tensor | None, lengths: Tensor | None = None, chunk: int | None = None
-) -> Tensor:
+def centred_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, chunk: int | None = None) -> Tensor:
     """Convolve each channel with its own filter, then apply SiLU; a frame sees as many frames before as after it.
 
-    x: (batch, time, channels); weight: (channels, 1, width), width odd; bias: (channels,); lengths: (batch,) int64.
-    chunk: frames; none sees beyond the end of its own chunk. Returns y, shaped like x; its padding may not be 0.
+    x: (batch, time, channels), 0 on padding; weight: (channels, 1, width), width odd; bias: (channels,). chunk: frames;
+    none sees beyond the end of its own chunk. Returns y, shaped like x; its padding may not be 0.
     """
     batch, time, _ = x.shape
     side = weight.shape[2] // 2
-    x = mask_padding(x, lengths)
     if chunk is None or chunk >= time:
         return causal_conv1d(F.pad(x, (0, 0, 0, side)), weight, bias)[0][:, side:]
     chunks = -(-time // chunk)
@@ -78,12 +75,12 @@ class Hydra(nn.Module):
             raise ValueError(f"chunk ({chunk}) must be a positive number of frames")
         projected = self.in_proj(mask_padding(x, lengths))
         z, mixed, steps = projected.split([self.d_inner, self.d_conv_channels, 2 * self.heads], -1)
-        mixed = centred_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, lengths, chunk)
+        mixed = centred_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, chunk)
         y = self._before(mixed, steps, lengths) + self._after(mixed, steps, lengths, chunk)
         own = mixed[..., : self.d_inner]
         factor = self.fc_D(own) + self.D.to(own.dtype)
         y = y + own.unflatten(-1, (self.heads, self.head_dim)) * factor.unsqueeze(-1)
-        return self.out_proj(self.norm(mask_padding(y, lengths).flatten(-2), z)), lengths
+        return self.out_proj(self.norm(y.flatten(-2), z)), lengths  # z is 0 on padding, and so is what it gates
 
     def _before(self, mixed: Tensor, steps: Tensor, lengths: Tensor | None) -> Tensor:
         """Return what each frame hears of those before it: (batch, time, heads, head_dim), not masked."""
