@@ -133,7 +133,7 @@ def test_lin_is_half_and_multiples_of_pi():
 
 @pytest.mark.parametrize("states", [1, 4, 32])
 def test_legs_is_hippo_s_normal_part(states):
-    """HiPPO-LegS is normal but for a matrix of rank one (S4D paper, section 2.2)."""
+    """HiPPO-LegS is normal but for a matrix of rank one (S4D paper, section 2)."""
     size = 2 * states
     A = np.zeros((size, size))
     for n in range(size):

@@ -187,9 +187,10 @@ def test_utterances_are_heard_once(data, tmp_path):
         assert said.characters == len(run.tokenizer.decode(said.tokens))
 
 
-@pytest.mark.parametrize("name", ["plain", "own"])
-def test_the_decoder_learns_and_the_rest_stays(data, tmp_path, clock, name):
-    run = DecoderDistillation(settings(data, model=str(data / name)), tmp_path / "run")
+@pytest.mark.parametrize(("name", "kind"), [("plain", "mamba2"), ("own", "mamba2"), ("plain", "s4d")])
+def test_the_decoder_learns_and_the_rest_stays(data, tmp_path, clock, name, kind):
+    mixer = dataclasses.replace(MIXER, kind=kind)
+    run = DecoderDistillation(settings(data, model=str(data / name), mixer=mixer), tmp_path / "run")
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     batch = collate(run.train_set, run.device)
     with torch.no_grad():
@@ -304,6 +305,8 @@ def test_settings_that_cannot_be_used_are_told(data):
             settings(data, layers=layers)
     with pytest.raises(ValueError, match="at least one manifest"):
         settings(data, dev=[])
+    with pytest.raises(ValueError, match=r"mixer.kind \('hydra'\) hears what comes later"):
+        settings(data, mixer=MixerConfig(kind="hydra"))
 
 
 def test_files_that_cannot_be_used_are_told(data, tmp_path):

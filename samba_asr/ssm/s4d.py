@@ -18,7 +18,7 @@ from samba_asr.ssm.step_size import recurrence_type
 
 
 def initial_rates(states: int, init: S4DInit) -> Tensor:
-    """Return A of one channel, (states,) complex128, its imaginary part from the lowest frequency up (section 4.3).
+    """Return A of one channel, (states,) complex128, its imaginary part from the lowest frequency up (section 4).
 
     lin: -1/2 + i pi n. legs: the eigenvalues of HiPPO-LegS's normal part, of 2 states numbers, above the real axis.
     """

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from samba_asr.config import MixerConfig
+from samba_asr.config import DecoderConfig, MixerConfig
 from samba_asr.text.normalization import TextForm
 
 
@@ -163,6 +163,7 @@ class DecoderDistilConfig:
         for name, most in (("copied_share", 1.0), ("state_dropout", 0.99)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, {most:g}]")
+        DecoderConfig(mixer=self.mixer)  # before the encoder's states are computed, tell a mixer that it cannot have
         if not self.layers or sorted(set(self.layers)) != self.layers or self.layers[0] < 0:
             raise ValueError(f"layers ({self.layers}) must be numbers from 0 on, each once, in order")
         if not self.train or not self.dev:
