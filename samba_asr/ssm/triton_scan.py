@@ -20,16 +20,15 @@ from torch import Tensor
 from samba_asr.ssm.native.calls import gradient_wanted
 
 MAX_STATE = 256
-TILES = 4
-"""Tiles in a chunk. The backward pass holds as many states in registers; the memory that keeps one a chunk falls with it."""
+CHUNK = 16
+"""Frames between two states that the forward pass keeps: in memory, a quarter of the number of states for each byte of u."""
 WARPS_PER_CORE = 8
-"""Warps that a multiprocessor holds at once, when each thread has all the registers it may have."""
+"""Warps that fill a multiprocessor: each thread of the backward pass has all the registers that it may have."""
 
 
 class Shape(NamedTuple):
-    """How a program's tile lies in threads; see triton_kernels.py."""
+    """How a program's channels and states lie in threads; see triton_kernels.py."""
 
-    K: int
     CT: int
     NT: int
     W: int
@@ -144,14 +143,16 @@ class _Call:
     def __init__(self, tensors: Sequence[Tensor | None], lengths: Tensor | None, softplus: bool, reverse: bool) -> None:
         u, delta, B, C, z, A, D, bias, self.initial = tensors
         assert u is not None and delta is not None and B is not None and C is not None and A is not None
-        self.u, self.delta, self.B, self.C = (_with_rows(tensor) for tensor in (u, delta, B, C))
+        self.u, self.delta = _with_rows(u), _with_rows(delta)
+        self.kinds = B.dtype, C.dtype
+        # Small beside u; as float32, since each thread would widen them again.
+        self.B, self.C = B.float().contiguous(), C.float().contiguous()
         self.z = None if z is None else _with_rows(z)
         self.A = A
         self.batch, self.time, self.channels = u.shape
         self.groups, self.state = B.shape[2:]
         self.per_group = self.channels // self.groups
-        self.chunk = TILES * _tile_frames(self.state)
-        self.segment = segment_length(self.batch * self.channels, self.time, self.chunk, self.state, u.device)
+        self.segment = segment_length(self.batch * self.channels, self.time, self.state, u.device)
         self.segments = -(-self.time // self.segment)
         stand_in = self.A  # where a kernel is told that there is nothing to read
         self.options = {
@@ -161,17 +162,19 @@ class _Call:
             "lengths": stand_in if lengths is None else lengths,
             "time": self.time,
             "channels": self.channels,
+            "groups": self.groups,
             "per_group": self.per_group,
             "segment": self.segment,
             "segments": self.segments,
+            "unit": 1,
             "STATE": self.state,
             "SOFTPLUS": softplus,
             "REVERSE": reverse,
             "HAS_Z": z is not None,
             "HAS_BIAS": bias is not None,
             "HAS_LENGTHS": lengths is not None,
+            "WIDE": self.time * max(self.channels, self.groups * self.state) >= 2**31,
             **_strides("delta", self.delta),
-            **_strides("C", self.C),
             **_strides("z", self.z),
         }
         self.recurrence = {
@@ -181,9 +184,8 @@ class _Call:
             "C": self.C,
             "D": stand_in if D is None else D,
             "HAS_D": D is not None,
-            "CHUNK": self.chunk,
+            "CHUNK": CHUNK,
             **_strides("u", self.u),
-            **_strides("B", self.B),
         }
 
     def forward(self, keep: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -195,7 +197,7 @@ class _Call:
             entry[:, 0] = self.initial.transpose(1, 2)
         y = torch.empty(self.u.shape, dtype=self.u.dtype, device=self.u.device)
         last = entry.new_empty(self.batch, self.state, self.channels)
-        chunks = -(-self.time // self.chunk)
+        chunks = -(-self.time // CHUNK)
         kept = entry.new_empty(self.batch, chunks, self.state, self.channels) if keep else None
         given = {"entry": entry, "sums": sums, "y": y, "last": last, "kept": last if kept is None else kept}
         if self.segments > 1:
@@ -214,27 +216,27 @@ class _Call:
             self._launch("adjoint_kernel", self.segments - 1, dy=dy, **given, **_strides("dy", dy))
             self._carry(exits, sums, backwards=True)
         by_state = (self.state, self.channels)
-        least = min(shape.channels for shape in shapes(self.state, self.per_group))
-        shares = (-(-self.per_group // least), *self.B.shape)
+        least = min(shape.channels for shape in shapes("gradient_kernel", self.state, self.per_group))
+        most = -(-self.per_group // least)
         found = {
             **{"d" + name: _like(tensor) for name, tensor in (("u", self.u), ("delta", self.delta))},
             "dz": self.A if self.z is None else _like(self.z),
-            "dB": exits.new_empty(shares),
-            "dC": exits.new_empty(shares),
+            "dBC": exits.new_empty(2 * most, *self.B.shape),
             "dA": exits.new_empty(self.batch, self.segments, *by_state),
             "dD": exits.new_empty(self.batch, self.segments, self.channels),
             "dbias": exits.new_empty(self.batch, self.segments, self.channels),
             "dentry": exits.new_empty(self.batch, *by_state),
         }
-        sizes = {"batches": self.batch, "groups": self.groups, **_strides("dy", dy)}
+        sizes = {"batches": self.batch, **_strides("dy", dy)}
         given = {"kept": kept, "exits": exits, "dy": dy}
         shape = self._launch("gradient_kernel", self.segments, **found, **given, **sizes, **self.recurrence)
         blocks = -(-self.per_group // shape.channels)
+        dB, dC = found["dBC"][: 2 * blocks].unflatten(0, (2, blocks)).sum(1)
         return (
             found["du"],
             found["ddelta"],
-            found["dB"][:blocks].sum(0).to(self.B.dtype),
-            found["dC"][:blocks].sum(0).to(self.C.dtype),
+            dB.to(self.kinds[0]),
+            dC.to(self.kinds[1]),
             found["dz"],
             found["dA"].sum((0, 1)).T,
             found["dD"].sum((0, 1)),
@@ -270,48 +272,48 @@ class _Call:
             )
 
 
-def segment_length(lanes: int, time: int, chunk: int, d_state: int, device: torch.device) -> int:
+def segment_length(lanes: int, time: int, d_state: int, device: torch.device) -> int:
     """Return how many frames one program scans: all, or fewer where sequences x channels (lanes) leave the GPU idle.
 
     Cutting time reads most inputs and takes every exponential twice, so half a GPU at work is enough not to.
     """
     cores = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    shape = shapes(d_state, lanes)[0]
-    warps, room = -(-lanes // (shape.CT * shape.CL)), WARPS_PER_CORE * cores
-    chunks = -(-time // chunk)
+    warps, room = -(-lanes * _padded(d_state) // (8 * 32)), WARPS_PER_CORE * cores
+    chunks = -(-time // CHUNK)
     segments = 1 if 2 * warps >= room else min(-(-room // warps), chunks)
-    return chunk * -(-chunks // segments)
+    return CHUNK * -(-chunks // segments)
 
 
-def shapes(d_state: int, per_group: int) -> list[Shape]:
-    """Return the tiles worth trying for blocks of so many channels, the narrowest first."""
-    states = 1 << (d_state - 1).bit_length()
-    over_states = min(max(4, states // 16), states)  # lanes of a warp over states: no thread holds more than 16 of them
-    held = states // over_states
-    wide = 2 if held <= 4 else 1
-    found = [
-        Shape(_tile_frames(d_state), CT, held, W, over_states, 32 // over_states)
-        for CT, W in ((wide, 1), (wide, 2), (wide, 4), (wide, 8), (1, 4))
-    ]
-    fitting = [shape for shape in found if shape.channels < 2 * per_group]
-    return fitting or found[:1]
+def shapes(kernel: str, d_state: int, per_group: int) -> list[Shape]:
+    """Return the shapes worth trying for groups of so many channels.
+
+    The more states a thread holds, the fewer threads repeat what there is to do for each channel; but the backward pass
+    holds sixteen numbers for each, and its sums over channels cross fewer lanes where more lanes share out the states.
+    """
+    states = _padded(d_state)
+    most = min(states, 8 if kernel == "gradient_kernel" else 16, states)
+    found = []
+    for CT, held in ((1, most), (1, most // 2), (2, most // 2)):
+        over_states = states // held if held else 33
+        found += [Shape(CT, held, W, over_states, 32 // over_states) for W in (1, 2, 4) if over_states <= 32]
+    return [shape for shape in found if shape.channels < 2 * per_group] or found[:1]
 
 
-def _tile_frames(d_state: int) -> int:
-    """Return the frames of a tile: 64 values in each thread fill its registers in the backward pass."""
-    return 8 if d_state <= 16 else 4
+def _padded(d_state: int) -> int:
+    """Return the states that a program holds: a power of two."""
+    return 1 << (d_state - 1).bit_length()
 
 
 @cache
 def _tuned(kernel: str, d_state: int, per_group: int) -> Any:
-    """Return a kernel that finds its fastest tile when it first runs; in the interpreter, there is one tile."""
+    """Return a kernel that finds its fastest shape when it first runs; in the interpreter, there is one."""
     import triton
 
     from samba_asr.ssm import triton_kernels
 
-    tiles = shapes(d_state, per_group)[: 1 if interpreted() else None]
-    configs = [triton.Config(tile._asdict(), num_warps=tile.W, num_stages=1) for tile in tiles]
-    keys = {"scan_kernel": ["KEEP", "ENDS"]}.get(kernel, [])
+    tried = shapes(kernel, d_state, per_group)[: 1 if interpreted() else None]
+    configs = [triton.Config(shape._asdict(), num_warps=shape.W, num_stages=1) for shape in tried]
+    keys = ["KEEP", "ENDS"] if kernel == "scan_kernel" else []
     return triton.autotune(configs, key=keys)(getattr(triton_kernels, kernel))
 
 
@@ -325,6 +327,5 @@ def _like(tensor: Tensor) -> Tensor:
 
 
 def _strides(name: str, tensor: Tensor | None) -> dict[str, int]:
-    """Return a tensor's steps in memory as a kernel's arguments; of (batch, time, groups, state) three."""
-    axes = ("batch", "time") if tensor is None or tensor.dim() == 3 else ("batch", "time", "group")
-    return {f"{name}_{axis}": 0 if tensor is None else tensor.stride(i) for i, axis in enumerate(axes)}
+    """Return a tensor's steps in memory from sequence to sequence and frame to frame as a kernel's arguments."""
+    return {f"{name}_{axis}": 0 if tensor is None else tensor.stride(i) for i, axis in enumerate(("batch", "time"))}
