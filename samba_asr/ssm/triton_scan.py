@@ -24,6 +24,8 @@ CHUNK = 16
 """Frames between two states that the forward pass keeps: in memory, a quarter of the number of states for each byte of u."""
 WARPS_PER_CORE = 8
 """Warps that fill a multiprocessor: each thread of the backward pass has all the registers that it may have."""
+INT32 = 2**31 - 1
+"""Beyond this many numbers in one sequence, kernels count in 64 bits, which takes them longer."""
 
 
 class Shape(NamedTuple):
@@ -71,7 +73,8 @@ def preferred(u: Tensor, d_state: int, *others: Tensor | None) -> bool:
     """Return whether ``auto`` takes this backend: on an NVIDIA GPU of compute capability 8 or more, where it can be used."""
     if u.device.type != "cuda" or torch.version.cuda is None or os.environ.get("SAMBA_ASR_TRITON") == "0":
         return False
-    return torch.cuda.get_device_capability(u.device) >= (8, 0) and refusal(u, d_state, *others) is None
+    new_enough = torch.cuda.get_device_capability(u.device) >= (8, 0)
+    return new_enough and refusal(u, d_state, *others) is None and not interpreted()
 
 
 def refusal(u: Tensor, d_state: int, *others: Tensor | None) -> str | None:
@@ -173,7 +176,6 @@ class _Call:
             "HAS_Z": z is not None,
             "HAS_BIAS": bias is not None,
             "HAS_LENGTHS": lengths is not None,
-            "WIDE": self.time * max(self.channels, self.groups * self.state) >= 2**31,
             **_strides("delta", self.delta),
             **_strides("z", self.z),
         }
@@ -257,8 +259,13 @@ class _Call:
             block = meta["CT"] * meta["W"] * meta["CL"]
             return self.groups * -(-self.per_group // block), segments, self.batch
 
+        given = self.options | arguments
+        rows = [step for name, step in given.items() if name.endswith("_time")]
+        wide = self.time * max(self.channels, self.groups * self.state, *rows) > INT32
+        # Triton 3.10 no longer makes a product and a sum one instruction by itself. Its interpreter knows no options.
+        options = {} if interpreted() else {"enable_fp_fusion": True}
         with torch.cuda.device_of(self.u):
-            tuned[grid](**self.options, **arguments)
+            tuned[grid](**given, WIDE=wide, **options)
         return Shape(**tuned.best_config.kwargs)
 
     def _carry(self, states: Tensor, sums: Tensor, backwards: bool) -> None:
@@ -277,11 +284,16 @@ def segment_length(lanes: int, time: int, d_state: int, device: torch.device) ->
 
     Cutting time reads most inputs and takes every exponential twice, so half a GPU at work is enough not to.
     """
-    cores = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    warps, room = -(-lanes * _padded(d_state) // (8 * 32)), WARPS_PER_CORE * cores
+    warps, room = -(-lanes * _padded(d_state) // (8 * 32)), WARPS_PER_CORE * multiprocessors(device)
     chunks = -(-time // CHUNK)
     segments = 1 if 2 * warps >= room else min(-(-room // warps), chunks)
     return CHUNK * -(-chunks // segments)
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Return how many multiprocessors a GPU has; 1 for the CPU, where the interpreter runs."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def shapes(kernel: str, d_state: int, per_group: int) -> list[Shape]:
@@ -291,7 +303,7 @@ def shapes(kernel: str, d_state: int, per_group: int) -> list[Shape]:
     holds sixteen numbers for each, and its sums over channels cross fewer lanes where more lanes share out the states.
     """
     states = _padded(d_state)
-    most = min(states, 8 if kernel == "gradient_kernel" else 16, states)
+    most = min(states, 8 if kernel == "gradient_kernel" else 16)
     found = []
     for CT, held in ((1, most), (1, most // 2), (2, most // 2)):
         over_states = states // held if held else 33
