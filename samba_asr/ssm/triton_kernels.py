@@ -1,22 +1,23 @@
 """Triton kernels of the selective scan: what one program on the GPU does. They are launched by triton_scan.py.
 
-A program owns one sequence, a block of channels of one group and a stretch of time, which it walks four frames at a time.
-The states of its channels lie in registers, as tensors of five axes:
+A program owns one sequence, a block of channels of one group and a stretch of time, which it walks four frames at a
+time. The states of its channels lie in registers, as tensors of five axes:
 
     (CT channels, NT states, W warps, NL states, CL channels)
 
-Triton hands out threads from the last axis backwards: the CL x NL lanes of a warp, then W warps over further channels; what
-is left, CT x NT, lies in each thread's own registers. The recurrence never leaves a thread; sums over states take log2(NL)
-shuffles and those over channels log2(CL), each after a thread has added up its own. A value for each channel has the shape
-(CT, 1, W, 1, CL), one for each state (1, NT, 1, NL, 1). Frames are loaded one by one, since Triton would spread what it
-loads as one large tensor over threads in another way, and pass everything through shared memory to get it back.
+Triton hands out threads from the last axis backwards: the CL x NL lanes of a warp, then W warps over further channels;
+what is left, CT x NT, lies in each thread's own registers. The recurrence never leaves a thread; sums over states take
+log2(NL) shuffles and those over channels log2(CL), each after a thread has added up its own. A value for each channel
+has the shape (CT, 1, W, 1, CL), one for each state (1, NT, 1, NL, 1). Frames are read one by one, since Triton would
+spread a larger tensor over threads in another way, and pass everything through shared memory to get it back.
 
 Time is counted in the order of the scan: ``s`` = 0 is the first frame scanned, which with REVERSE is a sequence's last
-own frame; padding comes last in either direction. Steps of size 0 make it inert. Decays are exp2(delta A log2(e)), since
-a GPU's exponential has base 2.
+own frame; padding comes last in either direction and is never read. Decays are exp2(delta A log2(e)), since a GPU's
+exponential has base 2. ``unit`` is 1: places multiplied by it look scattered to the compiler, which would otherwise
+lay out what is read from them in its own way.
 
-The backward pass runs the adjoint recurrence against the scan's order. With c[s] = C[s] dy[s], the gradient of the state
-after frame s is g[s] = c[s] + a[s+1] g[s+1], where a is the decay; what frame s passes on to the one before is a[s] g[s].
+The backward pass runs the adjoint recurrence against the scan's order. With c[s] = C[s] dy[s], the gradient of the
+state after frame s is g[s] = c[s] + a[s+1] g[s+1], where a is the decay; frame s passes on a[s] g[s] to the one before.
 """
 
 import triton
@@ -27,22 +28,23 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _exp2(x):
+def _exp2_in_assembly(x):
     """2 to the power of x in one instruction: tl.exp2 takes four, to tell numbers below 1e-38 from 0."""
     return tl.inline_asm_elementwise("ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
-if not isinstance(_exp2, triton.runtime.JITFunction):
+@triton.jit
+def _exp2_in_the_interpreter(x):
+    """The same for Triton's interpreter, which knows no assembly."""
+    return tl.exp2(x)
 
-    @triton.jit
-    def _exp2(x):
-        """The same in Triton's interpreter, which knows no assembly."""
-        return tl.exp2(x)
+
+_exp2 = _exp2_in_assembly if isinstance(_exp2_in_assembly, triton.runtime.JITFunction) else _exp2_in_the_interpreter
 
 
 @triton.jit
 def _log1p(x):
-    """log(1 + x) for 0 <= x <= 1 to float32's precision, however small x is: twice the series of artanh(x / (2 + x))."""
+    """log(1 + x) for 0 <= x <= 1 to float32's precision, however small x is: 2 artanh(x / (2 + x)), by its series."""
     s = x / (2 + x)
     q = s * s
     series = 1.0 / 13 + q * (1.0 / 15)
@@ -227,7 +229,7 @@ def scan_kernel(
     begin = part * segment
     end = tl.minimum(begin + segment, time)
     # Four frames are read while the four before them are scanned: memory takes that long to answer.
-    f0 = _frame(begin + 0, length, REVERSE, WIDE)
+    f0 = _frame(begin, length, REVERSE, WIDE)
     x0, d0 = _row(u, f0, channel, u_time), _row(delta, f0, channel, delta_time)
     z0 = _row(z, f0, channel, z_time) if HAS_Z else x0
     f1 = _frame(begin + 1, length, REVERSE, WIDE)
@@ -240,26 +242,26 @@ def scan_kernel(
     x3, d3 = _row(u, f3, channel, u_time), _row(delta, f3, channel, delta_time)
     z3 = _row(z, f3, channel, z_time) if HAS_Z else x3
     for s in range(begin, tl.minimum(end, length), 4):
-        g0 = _frame(s + 4 + 0, length, REVERSE, WIDE)
+        g0 = _frame(s + 4, length, REVERSE, WIDE)
         next_x0, next_d0 = _row(u, g0, channel, u_time), _row(delta, g0, channel, delta_time)
         next_z0 = _row(z, g0, channel, z_time) if HAS_Z else next_x0
         b0 = _weights(B, f0, n, by_state, STATE, NT * NL)
-        g1 = _frame(s + 4 + 1, length, REVERSE, WIDE)
+        g1 = _frame(s + 5, length, REVERSE, WIDE)
         next_x1, next_d1 = _row(u, g1, channel, u_time), _row(delta, g1, channel, delta_time)
         next_z1 = _row(z, g1, channel, z_time) if HAS_Z else next_x1
         b1 = _weights(B, f1, n, by_state, STATE, NT * NL)
-        g2 = _frame(s + 4 + 2, length, REVERSE, WIDE)
+        g2 = _frame(s + 6, length, REVERSE, WIDE)
         next_x2, next_d2 = _row(u, g2, channel, u_time), _row(delta, g2, channel, delta_time)
         next_z2 = _row(z, g2, channel, z_time) if HAS_Z else next_x2
         b2 = _weights(B, f2, n, by_state, STATE, NT * NL)
-        g3 = _frame(s + 4 + 3, length, REVERSE, WIDE)
+        g3 = _frame(s + 7, length, REVERSE, WIDE)
         next_x3, next_d3 = _row(u, g3, channel, u_time), _row(delta, g3, channel, delta_time)
         next_z3 = _row(z, g3, channel, z_time) if HAS_Z else next_x3
         b3 = _weights(B, f3, n, by_state, STATE, NT * NL)
         if KEEP:
             if s % CHUNK == 0:
                 tl.store(kept + (s // CHUNK) * matrix + place, state, mask=exists)
-        step0 = _step(d0, offset, s + 0 < limit, SOFTPLUS)
+        step0 = _step(d0, offset, s < limit, SOFTPLUS)
         step1 = _step(d1, offset, s + 1 < limit, SOFTPLUS)
         step2 = _step(d2, offset, s + 2 < limit, SOFTPLUS)
         step3 = _step(d3, offset, s + 3 < limit, SOFTPLUS)
@@ -292,7 +294,9 @@ def scan_kernel(
 
 
 @triton.jit
-def carry_kernel(A, states, sums, channels, segments, STATE: tl.constexpr, BACKWARDS: tl.constexpr, BLOCK: tl.constexpr):
+def carry_kernel(
+    A, states, sums, channels, segments, STATE: tl.constexpr, BACKWARDS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Turn what each segment by itself passes on into what enters each: states (batch, segments, state, channels)."""
     batch = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
@@ -422,9 +426,9 @@ def gradient_kernel(
 ):  # fmt: skip
     """Write all gradients of one segment of one sequence for one block of channels.
 
-    Chunk after chunk, against the scan's order: from the kept state before the chunk, the states before each four of its
-    frames are computed again and held in registers; then each four, last first, run the recurrence and its adjoint. du,
-    ddelta and dz are whole; dB and dC are this block's share, dA, dD and dbias this segment's.
+    Chunk after chunk, against the scan's order: from the kept state before the chunk, the states before each four of
+    its frames are computed again and held in registers; then each four, last first, run the recurrence and its adjoint.
+    du, ddelta and dz are whole; dBC holds this block's share of both, dA, dD and dbias this segment's.
     """
     TILES: tl.constexpr = CHUNK // 4
     batch, part = tl.program_id(2).to(tl.int64), tl.program_id(1)
@@ -453,7 +457,7 @@ def gradient_kernel(
     spread = (channel + tl.zeros([CT, 1, W, NL, CL], tl.int32)) * unit
     offset = _vector(bias, channel, HAS_BIAS)
     skip = _vector(D, channel, HAS_D)
-    # Four frames' shares of the gradients of B and C: (1, NT, NL, 1, which of both, even or odd frame, first or second two).
+    # Four frames' shares of the gradients of B and C: (1, NT, NL, 1, which of both, odd frame, later two).
     n_7 = tl.arange(0, NT)[None, :, None, None, None, None, None] + (
         tl.arange(0, NL)[None, None, :, None, None, None, None] * NT
     )
@@ -470,27 +474,48 @@ def gradient_kernel(
     begin = part * segment
     end = tl.minimum(begin + segment, time)
     chunks = tl.cdiv(tl.maximum(tl.minimum(end, length) - begin, 0), CHUNK)
+    # fmt: off
     for i in range(chunks):
         first = begin + (chunks - 1 - i) * CHUNK
         state = tl.load(kept + (first // CHUNK) * matrix + place, mask=exists, other=0.0)
         entries = tl.where(tile == 0, state[None], 0.0)
         for j in range(1, TILES):
             s = first + (j - 1) * 4
-            state = _replay(s, state, u, delta, B, u_time, delta_time, by_state, channel, n, rate, offset, length, limit,
-                            STATE, NT * NL, SOFTPLUS, REVERSE, WIDE)
-            state = _replay(s + 1, state, u, delta, B, u_time, delta_time, by_state, channel, n, rate, offset, length, limit,
-                            STATE, NT * NL, SOFTPLUS, REVERSE, WIDE)
-            state = _replay(s + 2, state, u, delta, B, u_time, delta_time, by_state, channel, n, rate, offset, length, limit,
-                            STATE, NT * NL, SOFTPLUS, REVERSE, WIDE)
-            state = _replay(s + 3, state, u, delta, B, u_time, delta_time, by_state, channel, n, rate, offset, length, limit,
-                            STATE, NT * NL, SOFTPLUS, REVERSE, WIDE)
+            state = _replay(
+                s, state, u, delta, B, u_time, delta_time, by_state, channel, n, rate, offset, length, limit,
+                STATE, NT * NL, SOFTPLUS, REVERSE, WIDE,
+            )
+            state = _replay(
+                s + 1, state, u, delta, B, u_time, delta_time, by_state, channel, n, rate, offset, length, limit,
+                STATE, NT * NL, SOFTPLUS, REVERSE, WIDE,
+            )
+            state = _replay(
+                s + 2, state, u, delta, B, u_time, delta_time, by_state, channel, n, rate, offset, length, limit,
+                STATE, NT * NL, SOFTPLUS, REVERSE, WIDE,
+            )
+            state = _replay(
+                s + 3, state, u, delta, B, u_time, delta_time, by_state, channel, n, rate, offset, length, limit,
+                STATE, NT * NL, SOFTPLUS, REVERSE, WIDE,
+            )
             entries = tl.where(tile == j, state[None], entries)
         for j in range(TILES):
             s = first + (TILES - 1 - j) * 4
-            f0, x0, d0, slope0, y0, z0 = _read_back(s + 0, u, delta, dy, z, u_time, delta_time, dy_time, z_time, channel, offset, length, limit, SOFTPLUS, HAS_Z, REVERSE, WIDE)
-            f1, x1, d1, slope1, y1, z1 = _read_back(s + 1, u, delta, dy, z, u_time, delta_time, dy_time, z_time, channel, offset, length, limit, SOFTPLUS, HAS_Z, REVERSE, WIDE)
-            f2, x2, d2, slope2, y2, z2 = _read_back(s + 2, u, delta, dy, z, u_time, delta_time, dy_time, z_time, channel, offset, length, limit, SOFTPLUS, HAS_Z, REVERSE, WIDE)
-            f3, x3, d3, slope3, y3, z3 = _read_back(s + 3, u, delta, dy, z, u_time, delta_time, dy_time, z_time, channel, offset, length, limit, SOFTPLUS, HAS_Z, REVERSE, WIDE)
+            f0, x0, d0, slope0, y0, z0 = _read_back(
+                s, u, delta, dy, z, u_time, delta_time, dy_time, z_time, channel, offset, length, limit,
+                SOFTPLUS, HAS_Z, REVERSE, WIDE,
+            )
+            f1, x1, d1, slope1, y1, z1 = _read_back(
+                s + 1, u, delta, dy, z, u_time, delta_time, dy_time, z_time, channel, offset, length, limit,
+                SOFTPLUS, HAS_Z, REVERSE, WIDE,
+            )
+            f2, x2, d2, slope2, y2, z2 = _read_back(
+                s + 2, u, delta, dy, z, u_time, delta_time, dy_time, z_time, channel, offset, length, limit,
+                SOFTPLUS, HAS_Z, REVERSE, WIDE,
+            )
+            f3, x3, d3, slope3, y3, z3 = _read_back(
+                s + 3, u, delta, dy, z, u_time, delta_time, dy_time, z_time, channel, offset, length, limit,
+                SOFTPLUS, HAS_Z, REVERSE, WIDE,
+            )
             state = tl.sum(tl.where(tile == TILES - 1 - j, entries, 0.0), 0)
             state, left0, decay0 = _advance(state, d0, x0, _weights(B, f0, n, by_state, STATE, NT * NL), rate)
             state, left1, decay1 = _advance(state, d1, x1, _weights(B, f1, n, by_state, STATE, NT * NL), rate)
@@ -521,6 +546,7 @@ def gradient_kernel(
             frame = tl.maximum(length - 1 - at if REVERSE else at, 0).to(tl.int64)
             where = dBC + (frame * by_state + n_7 + of_C * to_C)
             tl.store(where, shares, mask=at < tl.where(n_7 < STATE, length, 0))
+    # fmt: on
     _blank(du, tl.maximum(begin, length), end, channels, channel, mask)
     _blank(ddelta, tl.maximum(begin, length), end, channels, channel, mask)
     if HAS_Z:

@@ -1,9 +1,10 @@
 """The selective scan's ``triton`` backend: fused kernels for NVIDIA GPUs, forward and backward.
 
-Where sequences x channels are too few to fill the GPU, time is cut into segments that are scanned side by side: each from
-a zero state, for what it passes on; then, in a short pass over segments, what enters each; then each for its outputs.
-A segment's whole decay is exp(A x its sum of steps). Where there are enough of them, one pass does it, and every input
-byte is read once. The backward pass runs the same way, against the scan's order, from states kept at chunk borders.
+Where sequences x channels are too few to fill the GPU, time is cut into segments that are scanned side by side: each
+from a zero state, for what it passes on; then, in a short pass over segments, what enters each; then each for its
+outputs. A segment's whole decay is exp(A x its sum of steps). Where there are enough of them, one pass does it, and
+every input is read once. The backward pass runs the same way, against the scan's order, from states kept at chunk
+borders. Nothing is added up in an order that changes from run to run.
 
 ``SAMBA_ASR_TRITON=0`` keeps ``auto`` from choosing this backend.
 """
@@ -21,7 +22,7 @@ from samba_asr.ssm.native.calls import gradient_wanted
 
 MAX_STATE = 256
 CHUNK = 16
-"""Frames between two states that the forward pass keeps: in memory, a quarter of the number of states for each byte of u."""
+"""Frames between two states that the forward pass keeps: with 16 states, as many numbers as u has."""
 WARPS_PER_CORE = 8
 """Warps that fill a multiprocessor: each thread of the backward pass has all the registers that it may have."""
 INT32 = 2**31 - 1
@@ -70,7 +71,7 @@ def interpreted() -> bool:
 
 
 def preferred(u: Tensor, d_state: int, *others: Tensor | None) -> bool:
-    """Return whether ``auto`` takes this backend: on an NVIDIA GPU of compute capability 8 or more, where it can be used."""
+    """Return whether ``auto`` takes this backend: on an NVIDIA GPU of compute capability 8 or more, if it is usable."""
     if u.device.type != "cuda" or torch.version.cuda is None or os.environ.get("SAMBA_ASR_TRITON") == "0":
         return False
     new_enough = torch.cuda.get_device_capability(u.device) >= (8, 0)
@@ -111,7 +112,7 @@ def triton_scan(
     Returns y, of u's type, and the last state, float32."""
     if not u.numel():
         state = u.new_zeros(len(u), *A.shape, dtype=torch.float32) if initial_state is None else initial_state.float()
-        return torch.zeros_like(u), state
+        return u * 0, state  # which a gradient may pass
     rows = [None if t is None else t if t.dtype in _TYPES else t.float() for t in (u, delta, B, C, z)]
     small = [None if t is None else t.float().contiguous() for t in (A, D, delta_bias, initial_state)]
     keep = gradient_wanted(*rows, *small)
@@ -259,9 +260,9 @@ class _Call:
             block = meta["CT"] * meta["W"] * meta["CL"]
             return self.groups * -(-self.per_group // block), segments, self.batch
 
-        given = self.options | arguments
-        rows = [step for name, step in given.items() if name.endswith("_time")]
-        wide = self.time * max(self.channels, self.groups * self.state, *rows) > INT32
+        given: dict[str, Any] = self.options | arguments
+        rows = (given[name] for name in given if name.endswith("_time"))
+        wide = self.time * max([self.channels, self.groups * self.state, *rows]) > INT32
         # Triton 3.10 no longer makes a product and a sum one instruction by itself. Its interpreter knows no options.
         options = {} if interpreted() else {"enable_fp_fusion": True}
         with torch.cuda.device_of(self.u):
