@@ -48,15 +48,17 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @cache
-def installed() -> bool:
-    """Return whether triton can be imported; it is imported, which takes a moment, only where it is wanted."""
+def installed(oldest: tuple[int, int] = (3, 3)) -> bool:
+    """Return whether triton can be imported and is no older than the kernels need; it is imported, which takes a moment,
+    only where it is wanted."""
     if find_spec("triton") is None:
         return False
     try:
-        import triton  # noqa: F401
+        import triton
     except ImportError:
         return False
-    return True
+    major, minor = triton.__version__.split(".")[:2]
+    return (int(major), int(minor)) >= oldest
 
 
 @cache
@@ -85,7 +87,7 @@ def refusal(u: Tensor, d_state: int, *others: Tensor | None) -> str | None:
     if not 1 <= d_state <= MAX_STATE:
         return f"takes 1 to {MAX_STATE} states a channel; A has {d_state}; use 'torch'"
     if not installed():
-        return "needs triton: pip install -e '.[triton]'"
+        return "needs triton 3.3 or newer: pip install -e '.[triton]'"
     if u.device.type != "cuda" and not (u.device.type == "cpu" and interpreted()):
         return f"runs on NVIDIA GPUs; u is on {u.device}; use 'auto'"
     elsewhere = {str(tensor.device) for tensor in others if tensor is not None and tensor.device != u.device}
