@@ -49,8 +49,8 @@ _TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @cache
 def installed(oldest: tuple[int, int] = (3, 3)) -> bool:
-    """Return whether triton can be imported and is no older than the kernels need; it is imported, which takes a moment,
-    only where it is wanted."""
+    """Return whether triton can be imported and is no older than the kernels need; this imports it, which takes a
+    moment, so it is asked only where triton is wanted."""
     if find_spec("triton") is None:
         return False
     try:
