@@ -58,6 +58,7 @@ HEAVY = [
     "matplotlib",
     "tokenizers",
     "torchaudio",
+    "triton",
     "whisper_normalizer",
 ]
 """Modules that cost seconds at start-up or belong to an extra."""

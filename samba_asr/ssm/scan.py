@@ -1,8 +1,9 @@
 """Mamba's selective scan: h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t],  y[t] = C[t] h[t] + D u[t].
 
-Shapes follow the Mamba paper (arXiv 2312.00752, algorithm 2): batch, time, channels. Three backends compute the same
+Shapes follow the Mamba paper (arXiv 2312.00752, algorithm 2): batch, time, channels. Four backends compute the same
 recurrence: ``reference``, one obvious step after the other; ``torch``, which spends its time in a few large tensor
-operations a chunk and never indexes a (batch, time, ...) tensor inside a loop; and ``cpu``, native kernels.
+operations a chunk and never indexes a (batch, time, ...) tensor inside a loop; ``cpu``, native kernels; and ``triton``,
+kernels for NVIDIA GPUs.
 """
 
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from torch import Tensor
 from samba_asr.ssm.cpu_scan import available, cpu_scan
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 from samba_asr.ssm.step_size import recurrence_type, step_size
+from samba_asr.ssm.triton_scan import preferred, refusal, triton_scan
 
-Backend = Literal["auto", "reference", "torch", "cpu"]
+Backend = Literal["auto", "reference", "torch", "cpu", "triton"]
 CHUNK = 64
 """Frames whose (batch, time, channels, state) tensors the torch backend holds at once when no gradient is needed."""
 
@@ -46,19 +48,20 @@ def selective_scan(
     Frames past a sequence's length change nothing: not values, not the last state, not gradients; their output is 0.
     ``reverse`` scans each sequence from its own last frame to its first. The recurrence runs in float32 (float64 for
     float64 input). Returns y (batch, time, channels) in u's type and, if asked, the state (batch, channels, state)
-    after the last frame scanned. Raises ValueError for shapes that do not fit.
+    after the last frame scanned. Raises ValueError for shapes that do not fit and for a backend that cannot be used.
     """
     _check(u, delta, A, B, C, D, z, delta_bias, lengths, initial_state)
     batch, _, channels = u.shape
     d_state, groups = A.shape[1], 1 if B.dim() == 3 else B.shape[2]
     tensors = (delta, A, B, C, D, z, delta_bias, lengths, initial_state)
-    backend = _choose(backend, backend in ("auto", "cpu") and available(u, d_state, *tensors), u)
+    backend = _choose(backend, u, d_state, tensors)
     compute = recurrence_type(u)
     with torch.autocast(u.device.type, enabled=False):
-        if backend == "cpu":
+        if backend in ("cpu", "triton"):
             by_group = (*B.shape[:2], groups, d_state)
             B, C = B.reshape(by_group), C.reshape(by_group)
-            y, state = cpu_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state, reverse)
+            fused = cpu_scan if backend == "cpu" else triton_scan
+            y, state = fused(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state, reverse)
             return (y.to(u.dtype), state) if return_last_state else y.to(u.dtype)
         u_, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (u, B, C))
         step = step_size(delta.to(compute), delta_bias, delta_softplus, lengths)
@@ -83,17 +86,23 @@ def selective_scan(
     return (y, state) if return_last_state else y
 
 
-def _choose(backend: Backend, usable: bool, u: Tensor) -> Backend:
+def _choose(backend: Backend, u: Tensor, d_state: int, others: tuple[Tensor | None, ...]) -> Backend:
     """Return the backend that is asked for, or the best there is. Raises ValueError for one that cannot be used."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}")
-    if backend in ("auto", "cpu"):
-        if backend == "cpu" and not usable:
-            raise ValueError(
-                f"backend 'cpu' takes float32, bfloat16 or float16 on a CPU and needs its kernels; u is {u.dtype} on "
-                f"{u.device}; use 'torch'"
-            )
-        return "cpu" if usable else "torch"
+    if backend == "auto":
+        if preferred(u, d_state, *others):
+            return "triton"
+        return "cpu" if available(u, d_state, *others) else "torch"
+    if backend == "cpu" and not available(u, d_state, *others):
+        raise ValueError(
+            f"backend 'cpu' takes float32, bfloat16 or float16 on a CPU and needs its kernels; u is {u.dtype} on "
+            f"{u.device}; use 'torch'"
+        )
+    if backend == "triton":
+        why = refusal(u, d_state, *others)
+        if why is not None:
+            raise ValueError(f"backend 'triton' {why}")
     return backend
 
 
