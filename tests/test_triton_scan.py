@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -107,6 +108,22 @@ def test_shapes_fill_whole_warps():
                     assert d_state <= shape.NT * shape.NL < 2 * d_state or d_state == 1
 
 
+@pytest.mark.parametrize(
+    ("asked", "capability", "taken"),
+    [("1", (8, 0), True), ("1", (7, 5), False), ("0", (9, 0), False), (None, (9, 0), False)],
+)
+def test_auto_takes_it_only_where_it_is_asked_for(monkeypatch, asked, capability, taken):
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(triton_scan, "refusal", lambda *given: None)
+    monkeypatch.setattr(triton_scan, "interpreted", lambda: False)
+    monkeypatch.delenv("SAMBA_ASR_TRITON", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("SAMBA_ASR_TRITON", asked)
+    on_a_gpu = SimpleNamespace(device=torch.device("cuda"))
+    assert triton_scan.preferred(on_a_gpu, 16) is taken
+
+
 def to_gpu(inputs):
     return {name: value.cuda() if torch.is_tensor(value) else value for name, value in inputs.items()}
 
@@ -174,13 +191,14 @@ def test_gpu_gives_the_same_bits_twice():
 @pytest.mark.gpu
 @on_gpu
 @needs_triton
-def test_gpu_auto_takes_triton(monkeypatch):
+def test_gpu_auto_takes_triton_where_it_is_asked_for(monkeypatch):
     calls = []
     real = triton_scan.triton_scan
     monkeypatch.setattr("samba_asr.ssm.scan.triton_scan", lambda *args: calls.append(1) or real(*args))
     inputs = to_gpu(single(make_inputs()))
+    monkeypatch.delenv("SAMBA_ASR_TRITON", raising=False)
     selective_scan(**inputs)
-    assert calls == [1]
-    monkeypatch.setenv("SAMBA_ASR_TRITON", "0")
+    assert calls == []
+    monkeypatch.setenv("SAMBA_ASR_TRITON", "1")
     selective_scan(**inputs)
     assert calls == [1]

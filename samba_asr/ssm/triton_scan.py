@@ -6,7 +6,8 @@ outputs. A segment's whole decay is exp(A x its sum of steps). Where there are e
 every input is read once. The backward pass runs the same way, against the scan's order, from states kept at chunk
 borders. Nothing is added up in an order that changes from run to run.
 
-``SAMBA_ASR_TRITON=0`` keeps ``auto`` from choosing this backend.
+So far the kernels have been interpreted and compiled, and never timed: until a GPU has run them, ``auto`` chooses this
+backend only where ``SAMBA_ASR_TRITON=1`` stands in the environment.
 """
 
 import os
@@ -73,8 +74,9 @@ def interpreted() -> bool:
 
 
 def preferred(u: Tensor, d_state: int, *others: Tensor | None) -> bool:
-    """Return whether ``auto`` takes this backend: on an NVIDIA GPU of compute capability 8 or more, if it is usable."""
-    if u.device.type != "cuda" or torch.version.cuda is None or os.environ.get("SAMBA_ASR_TRITON") == "0":
+    """Return whether ``auto`` takes this backend: where SAMBA_ASR_TRITON=1 asks for it, on an NVIDIA GPU of compute
+    capability 8 or more, if it is usable."""
+    if u.device.type != "cuda" or torch.version.cuda is None or os.environ.get("SAMBA_ASR_TRITON") != "1":
         return False
     new_enough = torch.cuda.get_device_capability(u.device) >= (8, 0)
     return new_enough and refusal(u, d_state, *others) is None and not interpreted()
