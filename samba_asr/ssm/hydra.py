@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from samba_asr.config import MixerConfig
 from samba_asr.ssm.conv import causal_conv1d
 from samba_asr.ssm.cpu_linear import Linear
-from samba_asr.ssm.mixer import GatedRMSNorm, check_input, decay_rates, initial_delta_bias
+from samba_asr.ssm.mixer import GatedRMSNorm, check_input, decay_rates, heads_and_groups, initial_delta_bias
 from samba_asr.ssm.padding import from_chunks, in_chunks, mask_padding
 from samba_asr.ssm.ssd import ssd_scan
 
@@ -44,12 +44,7 @@ class Hydra(nn.Module):
         super().__init__()
         self.d_inner = config.expand * d_model
         self.d_state, self.head_dim, self.chunk_size = config.state_size, config.head_dim, config.chunk_size
-        if self.d_inner % self.head_dim:
-            raise ValueError(f"head_dim ({self.head_dim}) must divide expand * d_model ({self.d_inner})")
-        self.heads = self.d_inner // self.head_dim
-        self.groups = config.groups or self.heads
-        if self.heads % self.groups:
-            raise ValueError(f"groups ({self.groups}) must divide the number of heads ({self.heads})")
+        self.heads, self.groups = heads_and_groups(self.d_inner, config)
         self.d_conv_channels = self.d_inner + 4 * self.groups * self.d_state
         self.in_proj = Linear(d_model, self.d_inner + self.d_conv_channels + 2 * self.heads, bias=False)
         width = 2 * config.d_conv - 1

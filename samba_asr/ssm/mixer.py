@@ -183,6 +183,17 @@ class GatedRMSNorm(nn.Module):
         return F.rms_norm(x * F.silu(z), self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
+def heads_and_groups(d_inner: int, config: MixerConfig) -> tuple[int, int]:
+    """Return how many heads, and groups of B and C, so many channels have. Raises ValueError where they do not divide."""
+    if d_inner % config.head_dim:
+        raise ValueError(f"head_dim ({config.head_dim}) must divide expand * d_model ({d_inner})")
+    heads = d_inner // config.head_dim
+    groups = config.groups or heads
+    if heads % groups:
+        raise ValueError(f"groups ({groups}) must divide the number of heads ({heads})")
+    return heads, groups
+
+
 class Mamba2(nn.Module):
     """Mamba-2 mixer (arXiv 2405.21060)."""
 
@@ -190,12 +201,7 @@ class Mamba2(nn.Module):
         super().__init__()
         self.d_inner = config.expand * d_model
         self.d_state, self.head_dim, self.chunk_size = config.state_size, config.head_dim, config.chunk_size
-        if self.d_inner % self.head_dim:
-            raise ValueError(f"head_dim ({self.head_dim}) must divide expand * d_model ({self.d_inner})")
-        self.heads = self.d_inner // self.head_dim
-        self.groups = config.groups or self.heads
-        if self.heads % self.groups:
-            raise ValueError(f"groups ({self.groups}) must divide the number of heads ({self.heads})")
+        self.heads, self.groups = heads_and_groups(self.d_inner, config)
         self.d_conv_channels = self.d_inner + 2 * self.groups * self.d_state
         self.in_proj = Linear(d_model, self.d_inner + self.d_conv_channels + self.heads, bias=False)
         self.conv1d = nn.Conv1d(self.d_conv_channels, self.d_conv_channels, config.d_conv, groups=self.d_conv_channels)
