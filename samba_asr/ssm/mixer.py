@@ -184,7 +184,7 @@ class GatedRMSNorm(nn.Module):
 
 
 def heads_and_groups(d_inner: int, config: MixerConfig) -> tuple[int, int]:
-    """Return how many heads, and groups of B and C, so many channels have. Raises ValueError where they do not divide."""
+    """Return how many heads, and groups of B and C, there are. Raises ValueError where they do not divide."""
     if d_inner % config.head_dim:
         raise ValueError(f"head_dim ({config.head_dim}) must divide expand * d_model ({d_inner})")
     heads = d_inner // config.head_dim
