@@ -1,6 +1,7 @@
 """The benchmarks that run a checkpoint: what they measure on, what they print, what they refuse."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import numpy as np
@@ -161,3 +162,57 @@ def test_what_cannot_be_measured_beside_peers(asr, tiny_checkpoint, manifest, tm
         with pytest.raises(SystemExit):
             asr.main(["--manifest", str(manifest), *flags])
         assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def scan_benchmark():
+    return loaded("scan")
+
+
+def test_scan_prints_a_row_a_size_and_a_column_a_contender(scan_benchmark, capsys):
+    small = ["--batch", "1", "2", "--length", "3", "40", "--channels", "20", "--states", "4", "--seconds", "0.001"]
+    assert scan_benchmark.main([*small, "--contenders", "reference", "torch", "plain loop", "--threads", "1"]) == 0
+    printed = capsys.readouterr().out
+    heads = [cells(line)[4:] for line in printed.splitlines() if line.startswith("| batch")]
+    assert heads == [["reference", "torch", "plain loop"]] * 5  # time and memory of two passes, and the step
+    rows = [cells(line) for line in printed.splitlines() if re.match(r"\| \d", line)]
+    forward = [row[:4] for row in rows[:4]]
+    assert forward == [["1", "3", "20", "4"], ["1", "40", "20", "4"], ["2", "3", "20", "4"], ["2", "40", "20", "4"]]
+    assert len(rows) == 4 * 4 + 2
+    assert all(re.fullmatch(r"[\d.]+ \([\d.]+ %\)", cell) for row in rows[:4] for cell in row[4:])
+
+
+def test_scan_leaves_out_what_does_not_fit(scan_benchmark, capsys):
+    small = ["--batch", "1", "--length", "1000", "--channels", "64", "--states", "16", "--passes", "forward"]
+    options = ["--contenders", "reference", "plain loop", "--seconds", "0.001", "--memory", "0.01"]
+    assert scan_benchmark.main([*small, *options]) == 0
+    row = next(cells(line) for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line))
+    assert row[4].endswith("%)")
+    assert row[5] == "- (0.011 GiB)"
+
+
+def test_scan_stops_where_results_differ(scan_benchmark, monkeypatch, capsys):
+    wrong = scan_benchmark.plain_loop
+    monkeypatch.setattr(scan_benchmark, "plain_loop", lambda *tensors: 1.01 * wrong(*tensors))
+    small = ["--batch", "1", "--length", "5", "--channels", "4", "--states", "2", "--passes", "forward"]
+    assert scan_benchmark.main([*small, "--contenders", "reference", "plain loop"]) == 1
+    assert "plain loop differs from reference by 0.01" in capsys.readouterr().err
+
+
+def test_scan_refuses_contenders_that_are_not_there(scan_benchmark, capsys):
+    assert scan_benchmark.main(["--contenders", "cuda"]) == 2
+    assert "--contenders: cuda cannot run here; there are: reference, torch" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        scan_benchmark.main(["--batch", "0"])
+
+
+def test_scan_counts_bytes_and_exponentials(scan_benchmark):
+    size = scan_benchmark.Size(batch=2, length=3, channels=5, states=7)
+    u, B, state = 2 * 3 * 5, 2 * 3 * 7, 2 * 5 * 7
+    assert size.bytes_moved("forward") == 4 * (u + u + B + B + u)
+    assert size.bytes_moved("both") == 4 * (5 * u + 3 * u + 2 * B + 2 * B + 2 * B)
+    assert size.bytes_moved("step") == 4 * 2 * state
+    assert [size.exponentials(which) for which in ("forward", "both", "step")] == [2 * 3 * 35, 2 * 2 * 3 * 35, 70]
+    floor = scan_benchmark.Floor({7: 10.0}, 1e12)
+    assert floor.seconds(size, "forward") == 21.0
+    assert scan_benchmark.Floor({}, 8.0).seconds(size, "step") == 70.0

@@ -232,8 +232,8 @@ def test_nan_stays_nan(name):
 
 def test_nothing_is_kept_where_no_gradient_is_wanted(monkeypatch):
     wanted = []
-    apply = cpu_scan._CpuScan.apply
-    monkeypatch.setattr(cpu_scan._CpuScan, "apply", lambda *args: wanted.append(args[-1]) or apply(*args))
+    forward = cpu_scan._forward
+    monkeypatch.setattr(cpu_scan, "_forward", lambda *args, keep: wanted.append(keep) or forward(*args, keep=keep))
     inputs = single(make_inputs(2, 40, 20, 16))
     leaf = inputs | {"D": torch.nn.Parameter(inputs["D"])}
     scan("cpu")(**leaf)
@@ -248,3 +248,14 @@ def test_tensors_elsewhere_never_reach_a_kernel():
     inputs = single(make_inputs())
     assert cpu_scan.available(inputs["u"], 3, inputs["A"], None)
     assert not cpu_scan.available(inputs["u"], 3, inputs["A"].to("meta"))
+
+
+@pytest.mark.parametrize("states", [1, 5, 16])
+@pytest.mark.parametrize(("batch", "channels"), [(1, 3), (2, 37)])
+def test_exponentials_add_up(states, batch, channels):
+    delta = torch.rand(batch, 50, channels)
+    n = torch.arange(1.0, states + 1)
+    expected = torch.exp(-delta.double().unsqueeze(-1) * n).sum((1, 3)).float()
+    found = on_threads(lambda: {"sums": cpu_scan.exponentials(delta, states)})
+    for sums in found:
+        assert_close(sums["sums"], expected, rtol=1e-5, atol=0)

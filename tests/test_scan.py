@@ -216,6 +216,13 @@ def test_wrong_shape(name, shape):
         selective_scan(**make_inputs(batch=2, time=5) | {name: randn(*shape)})
 
 
+@pytest.mark.parametrize("name", ["delta", "A", "B", "C", "D", "z", "delta_bias", "initial_state", "lengths"])
+def test_all_must_be_on_one_device(name):
+    inputs = make_inputs(batch=2, time=5) | {"lengths": torch.tensor([5, 3])}
+    with pytest.raises(ValueError, match=f"^{name} is on meta, the first argument on cpu; move it there"):
+        selective_scan(**inputs | {name: inputs[name].to("meta")})
+
+
 @pytest.mark.parametrize("groups", [0, 3])
 def test_groups_must_divide_channels(groups):
     with pytest.raises(ValueError, match=f"B has {groups} groups, which must divide the 4 channels"):

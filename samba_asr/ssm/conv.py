@@ -32,7 +32,7 @@ def causal_conv1d(
     """
     _check(x, weight, bias, initial_state)
     batch, time, _ = x.shape
-    check_lengths(lengths, batch, time)
+    check_lengths(lengths, batch, time, x.device)
     width = weight.shape[2]
     if backend != "torch" and available(x, width, weight, bias, lengths, initial_state):
         return cpu_conv(x, weight, bias, lengths, initial_state, reverse)
@@ -76,7 +76,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, initial_state: Tensor
         raise ValueError(f"weight has shape {tuple(weight.shape)}, expected ({channels}, 1, width)")
     check_shapes(
         {
+            "weight": (weight, weight.shape),
             "bias": (bias, (channels,)),
             "initial_state": (initial_state, (batch, weight.shape[2] - 1, channels)),
-        }
+        },
+        x.device,
     )

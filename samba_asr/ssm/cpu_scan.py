@@ -52,31 +52,49 @@ def cpu_scan(
     Returns y and the last state, both float32."""
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     plain = [None if tensor is None else tensor.float().contiguous() for tensor in tensors]
-    result: tuple[Tensor, Tensor] = _CpuScan.apply(  # type: ignore[no-untyped-call]
-        *plain,
-        None if lengths is None else lengths.to(torch.int64).contiguous(),
-        delta_softplus,
-        reverse,
-        gradient_wanted(*tensors),
-    )
+    plain.append(None if lengths is None else lengths.to(torch.int64).contiguous())
+    if not gradient_wanted(*tensors):
+        return _forward(plain, delta_softplus, reverse, keep=False)[:2]
+    result: tuple[Tensor, Tensor] = _CpuScan.apply(*plain, delta_softplus, reverse)  # type: ignore[no-untyped-call]
     return result
+
+
+def exponentials(delta: Tensor, d_state: int) -> Tensor:
+    """Return, for each channel, its sum over time and states of exp(-delta n): delta (batch, time, channels) float32, n
+    from 1 to d_state; the result (batch, channels). It takes as many exponentials as a scan and next to nothing else:
+    what benchmarks/scan.py measures a scan against. Raises RuntimeError where there are no kernels."""
+    kernels = load_kernels()
+    if kernels is None:
+        raise RuntimeError("there are no kernels for this CPU")
+    A = -torch.arange(1.0, d_state + 1).repeat(delta.shape[2], 1)
+    sums, shared = torch.empty(delta.shape[0], delta.shape[2]), delta.new_empty(0, 0, 1)
+    scan = _scan([delta, delta, A, shared, *[None] * 6, sums, None, None], False, False)
+    kernels.samba_exponentials(ctypes.byref(scan), _threads(delta, A), level())
+    return sums
+
+
+def _forward(
+    tensors: Sequence[Tensor | None], softplus: bool, reverse: bool, keep: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return y, the last state and, if asked, the states that the backward pass starts from. tensors: u to lengths."""
+    u, A = tensors[0], tensors[2]
+    kernels = load_kernels()
+    assert kernels is not None and u is not None and A is not None
+    batch, time, channels = u.shape
+    y, last, kept = torch.empty_like(u), u.new_empty(batch, channels, A.shape[1]), None
+    if keep:
+        kept = u.new_empty(batch, -(-time // kernels.samba_chunk()), channels, A.shape[1])
+    scan = _scan([*tensors, y, last, kept], softplus, reverse)
+    kernels.samba_scan_forward(ctypes.byref(scan), _threads(u, A), level())
+    return y, last, kept
 
 
 class _CpuScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, lengths, softplus, reverse, gradient = inputs
-        u, A = tensors[0], tensors[2]
-        kernels = load_kernels()
-        assert kernels is not None
-        batch, time, channels = u.shape
-        y, last = torch.empty_like(u), u.new_empty(batch, channels, A.shape[1])
-        kept = None
-        if gradient:
-            kept = u.new_empty(batch, -(-time // kernels.samba_chunk()), channels, A.shape[1])
-        scan = _scan([*tensors, lengths, y, last, kept], softplus, reverse)
-        kernels.samba_scan_forward(ctypes.byref(scan), _threads(u, A), level())
-        ctx.save_for_backward(*tensors, lengths, kept)
+        *tensors, softplus, reverse = inputs
+        y, last, kept = _forward(tensors, softplus, reverse, keep=True)
+        ctx.save_for_backward(*tensors, kept)
         ctx.flags = softplus, reverse
         return y, last
 
@@ -118,7 +136,6 @@ class _CpuScan(torch.autograd.Function):
             found["z"],
             None if bias is None else summed["bias"],
             None if initial is None else found["initial"],
-            None,
             None,
             None,
             None,

@@ -91,7 +91,7 @@ def check_input(x: Tensor, lengths: Tensor | None, d_model: int) -> None:
     """Raise ValueError unless x is (batch, time, d_model) and lengths fit it."""
     if x.dim() != 3 or x.shape[2] != d_model:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (batch, time, {d_model})")
-    check_lengths(lengths, *x.shape[:2])
+    check_lengths(lengths, x.shape[0], x.shape[1], x.device)
 
 
 class Mamba(nn.Module):
@@ -133,9 +133,9 @@ class Mamba(nn.Module):
     ) -> tuple[Tensor, MixerState]:
         """As :meth:`forward`, without the first and the last projection: what in_proj gives, (batch, time, its width),
         0 on padding, to what out_proj takes, (batch, time, d_inner)."""
-        state = state or self.initial_state(len(projected))
+        conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
         x, z = projected.chunk(2, -1)
-        x, conv = causal_conv1d(x, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)
+        x, conv = causal_conv1d(x, self.conv1d.weight, self.conv1d.bias, lengths, conv, reverse)
         delta, B, C = self._selection(x)
         y, ssm = selective_scan(
             x,
@@ -148,7 +148,7 @@ class Mamba(nn.Module):
             self.dt_proj.bias,
             delta_softplus=True,
             lengths=lengths,
-            initial_state=state.ssm,
+            initial_state=ssm,
             return_last_state=True,
             reverse=reverse,
         )
@@ -337,7 +337,7 @@ class S4D(nn.Module):
     def _complex(self, state: MixerState, batch: int) -> Tensor:
         """Return (batch, d_inner, d_state / 2)."""
         for part, sizes in ((state.conv, (0, self.d_inner)), (state.ssm, self.C.shape)):
-            check_shapes({"initial_state": (part, (batch, *sizes))})
+            check_shapes({"initial_state": (part, (batch, *sizes))}, self.C.device)
         return torch.view_as_complex(state.ssm.contiguous())
 
 

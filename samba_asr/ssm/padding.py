@@ -51,17 +51,26 @@ def from_chunks(pieces: Tensor, batch: int, time: int) -> Tensor:
     return pieces.reshape(batch, -(-time // chunk) * chunk, *sizes)[:, :time]
 
 
-def check_shapes(expected: Mapping[str, tuple[Tensor | None, Sequence[int]]]) -> None:
-    """Raise ValueError, with its name, for the first tensor that has not the shape beside it. None has any."""
+def check_shapes(expected: Mapping[str, tuple[Tensor | None, Sequence[int]]], device: torch.device) -> None:
+    """Raise ValueError, with its name, for the first tensor that has not the shape beside it, or is not on the device
+    where the scan's first argument is. None has any."""
     for name, (tensor, shape) in expected.items():
         if tensor is not None and tuple(tensor.shape) != tuple(shape):
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(shape)}")
+        check_device(name, tensor, device)
 
 
-def check_lengths(lengths: Tensor | None, batch: int, time: int) -> None:
-    """Raise ValueError unless lengths is None or (batch,) integers."""
+def check_device(name: str, tensor: Tensor | None, device: torch.device) -> None:
+    """Raise ValueError, with its name, for a tensor that is on another device. None is on any."""
+    if tensor is not None and tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}, the first argument on {device}; move it there")
+
+
+def check_lengths(lengths: Tensor | None, batch: int, time: int, device: torch.device) -> None:
+    """Raise ValueError unless lengths is None or (batch,) integers on the device."""
     if lengths is None:
         return
+    check_device("lengths", lengths, device)
     if lengths.shape != (batch,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected ({batch},): one length a sequence")
     if lengths.is_floating_point() or lengths.dtype == torch.bool:

@@ -51,7 +51,7 @@ def s4d_scan(
     """
     _check(x, dt, A, C, D, initial_state)
     batch, time, _ = x.shape
-    check_lengths(lengths, batch, time)
+    check_lengths(lengths, batch, time, x.device)
     if not x.numel():
         return x, A.new_zeros(batch, *A.shape) if initial_state is None else initial_state
     with torch.autocast(x.device.type, enabled=False):
@@ -92,10 +92,12 @@ def _check(x: Tensor, dt: Tensor, A: Tensor, C: Tensor, D: Tensor, initial_state
     check_shapes(
         {
             "dt": (dt, (channels,)),
+            "A": (A, A.shape),
             "C": (C, A.shape),
             "D": (D, (channels,)),
             "initial_state": (initial_state, (batch, *A.shape)),
-        }
+        },
+        x.device,
     )
 
 

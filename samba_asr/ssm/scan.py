@@ -1,9 +1,9 @@
 """Mamba's selective scan: h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t],  y[t] = C[t] h[t] + D u[t].
 
-Shapes follow the Mamba paper (arXiv 2312.00752, algorithm 2): batch, time, channels. Four backends compute the same
+Shapes follow the Mamba paper (arXiv 2312.00752, algorithm 2): batch, time, channels. Five backends compute the same
 recurrence: ``reference``, one obvious step after the other; ``torch``, which spends its time in a few large tensor
-operations a chunk and never indexes a (batch, time, ...) tensor inside a loop; ``cpu``, native kernels; and ``triton``,
-kernels for NVIDIA GPUs.
+operations a chunk and never indexes a (batch, time, ...) tensor inside a loop; ``cpu``, native kernels; ``triton``,
+kernels for NVIDIA GPUs; and ``mamba_ssm``, the Mamba authors' own kernel for these, where it is installed.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from samba_asr.ssm import mamba_ssm_scan
 from samba_asr.ssm.cpu_scan import available, cpu_scan
+from samba_asr.ssm.native.calls import gradient_wanted
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 from samba_asr.ssm.step_size import recurrence_type, step_size
 from samba_asr.ssm.triton_scan import preferred, refusal, triton_scan
 
-Backend = Literal["auto", "reference", "torch", "cpu", "triton"]
+Backend = Literal["auto", "reference", "torch", "cpu", "triton", "mamba_ssm"]
 CHUNK = 64
 """Frames whose (batch, time, channels, state) tensors the torch backend holds at once when no gradient is needed."""
 
@@ -54,14 +56,16 @@ def selective_scan(
     batch, _, channels = u.shape
     d_state, groups = A.shape[1], 1 if B.dim() == 3 else B.shape[2]
     tensors = (delta, A, B, C, D, z, delta_bias, lengths, initial_state)
-    backend = _choose(backend, u, d_state, tensors)
+    backend = _choose(backend, u, d_state, tensors, return_last_state)
     compute = recurrence_type(u)
     with torch.autocast(u.device.type, enabled=False):
-        if backend in ("cpu", "triton"):
+        if backend in ("cpu", "triton", "mamba_ssm"):
             by_group = (*B.shape[:2], groups, d_state)
-            B, C = B.reshape(by_group), C.reshape(by_group)
-            fused = cpu_scan if backend == "cpu" else triton_scan
-            y, state = fused(u, delta, A, B, C, D, z, delta_bias, delta_softplus, lengths, initial_state, reverse)
+            inputs = (u, delta, A, B.reshape(by_group), C.reshape(by_group), D, z, delta_bias, delta_softplus, lengths)
+            if backend == "mamba_ssm":
+                y, state = mamba_ssm_scan.mamba_ssm_scan(*inputs, reverse)
+            else:
+                y, state = (cpu_scan if backend == "cpu" else triton_scan)(*inputs, initial_state, reverse)
             return (y.to(u.dtype), state) if return_last_state else y.to(u.dtype)
         u_, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (u, B, C))
         step = step_size(delta.to(compute), delta_bias, delta_softplus, lengths)
@@ -86,24 +90,44 @@ def selective_scan(
     return (y, state) if return_last_state else y
 
 
-def _choose(backend: Backend, u: Tensor, d_state: int, others: tuple[Tensor | None, ...]) -> Backend:
+def backends(u: Tensor, d_state: int = 16) -> list[Backend]:
+    """Return the backends that can scan tensors like u, with so many states a channel, the obvious one first."""
+    named = (name for name in get_args(Backend) if name != "auto")
+    return [name for name in named if _refusal(name, u, d_state, (), False) is None]
+
+
+def _choose(backend: Backend, u: Tensor, d_state: int, others: tuple[Tensor | None, ...], last_state: bool) -> Backend:
     """Return the backend that is asked for, or the best there is. Raises ValueError for one that cannot be used."""
     if backend not in get_args(Backend):
         raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}")
     if backend == "auto":
-        if preferred(u, d_state, *others):
-            return "triton"
+        if u.device.type == "cuda":
+            if _refusal("mamba_ssm", u, d_state, others, last_state) is None:
+                return "mamba_ssm"
+            return "triton" if preferred(u, d_state) else "torch"
         return "cpu" if available(u, d_state, *others) else "torch"
+    why = _refusal(backend, u, d_state, others, last_state)
+    if why is not None:
+        raise ValueError(f"backend {backend!r} {why}")
+    return backend
+
+
+def _refusal(
+    backend: Backend, u: Tensor, d_state: int, others: tuple[Tensor | None, ...], last_state: bool
+) -> str | None:
+    """Return why a backend cannot do this scan and what to do instead; None if it can. others: delta to initial_state,
+    as :func:`selective_scan` has them."""
     if backend == "cpu" and not available(u, d_state, *others):
-        raise ValueError(
-            f"backend 'cpu' takes float32, bfloat16 or float16 on a CPU and needs its kernels; u is {u.dtype} on "
-            f"{u.device}; use 'torch'"
+        return (
+            f"takes float32, bfloat16 or float16 on a CPU and needs its kernels; u is {u.dtype} on {u.device}; "
+            "use 'torch'"
         )
     if backend == "triton":
-        why = refusal(u, d_state, *others)
-        if why is not None:
-            raise ValueError(f"backend 'triton' {why}")
-    return backend
+        return refusal(u, d_state)
+    if backend == "mamba_ssm":
+        initial_state = others[-1] if others else None
+        return mamba_ssm_scan.refusal(u, d_state, initial_state, last_state and gradient_wanted(u, *others))
+    return None
 
 
 def selective_scan_step(
@@ -117,6 +141,7 @@ def selective_scan_step(
     z: Tensor | None = None,
     delta_bias: Tensor | None = None,
     delta_softplus: bool = False,
+    backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
     """Advance one frame: u, delta, z (batch, channels); B, C (batch, state) or (batch, groups, state); state (batch,
     channels, state). Returns y (batch, channels) and the new state; equal to :func:`selective_scan` on one frame."""
@@ -132,6 +157,7 @@ def selective_scan_step(
         delta_softplus,
         initial_state=state,
         return_last_state=True,
+        backend=backend,
     )
     return y.squeeze(1), new_state
 
@@ -161,15 +187,17 @@ def _check(
     check_shapes(
         {
             "delta": (delta, u.shape),
+            "A": (A, (channels, d_state)),
             "B": (B, by_time),
             "C": (C, by_time),
             "D": (D, (channels,)),
             "z": (z, u.shape),
             "delta_bias": (delta_bias, (channels,)),
             "initial_state": (initial_state, (batch, channels, d_state)),
-        }
+        },
+        u.device,
     )
-    check_lengths(lengths, batch, time)
+    check_lengths(lengths, batch, time, u.device)
 
 
 # The backends take clean inputs, grouped: u, delta (batch, time, groups, channels), A (groups, channels, state),

@@ -46,7 +46,7 @@ def ssd_scan(
     Raises ValueError for shapes that do not fit.
     """
     _check(x, delta, A, B, C, D, delta_bias, initial_state)
-    check_lengths(lengths, *x.shape[:2])
+    check_lengths(lengths, x.shape[0], x.shape[1], x.device)
     if chunk_size < 1:
         raise ValueError(f"chunk_size ({chunk_size}) must be positive")
     B, C = _grouped(B), _grouped(C)
@@ -120,11 +120,13 @@ def _check(
         {
             "delta": (delta, (batch, time, heads)),
             "A": (A, (heads,)),
+            "B": (B, B.shape),
             "C": (C, B.shape),
             "D": (D, (heads,)),
             "delta_bias": (delta_bias, (heads,)),
             "initial_state": (initial_state, (batch, heads, head_dim, B.shape[-1])),
-        }
+        },
+        x.device,
     )
 
 

@@ -73,16 +73,16 @@ def interpreted() -> bool:
     return not isinstance(triton_kernels.scan_kernel, triton.runtime.JITFunction)
 
 
-def preferred(u: Tensor, d_state: int, *others: Tensor | None) -> bool:
+def preferred(u: Tensor, d_state: int) -> bool:
     """Return whether ``auto`` takes this backend: where SAMBA_ASR_TRITON=1 asks for it, on an NVIDIA GPU of compute
     capability 8 or more, if it is usable."""
     if u.device.type != "cuda" or torch.version.cuda is None or os.environ.get("SAMBA_ASR_TRITON") != "1":
         return False
     new_enough = torch.cuda.get_device_capability(u.device) >= (8, 0)
-    return new_enough and refusal(u, d_state, *others) is None and not interpreted()
+    return new_enough and refusal(u, d_state) is None and not interpreted()
 
 
-def refusal(u: Tensor, d_state: int, *others: Tensor | None) -> str | None:
+def refusal(u: Tensor, d_state: int) -> str | None:
     """Return why this backend cannot do this scan and what to do instead; None if it can."""
     if u.dtype not in _TYPES:
         return f"takes float32, bfloat16 or float16; u is {u.dtype}; use 'torch'"
@@ -92,9 +92,6 @@ def refusal(u: Tensor, d_state: int, *others: Tensor | None) -> str | None:
         return "needs triton 3.3 or newer: pip install -e '.[triton]'"
     if u.device.type != "cuda" and not (u.device.type == "cpu" and interpreted()):
         return f"runs on NVIDIA GPUs; u is on {u.device}; use 'auto'"
-    elsewhere = {str(tensor.device) for tensor in others if tensor is not None and tensor.device != u.device}
-    if elsewhere:
-        return f"needs all tensors on one device; u is on {u.device}, others on {', '.join(sorted(elsewhere))}"
     return None
 
 

@@ -255,6 +255,13 @@ void samba_scan_forward(const Scan* s, int threads, int level) {
           [&](int64_t sequence, int64_t, const std::vector<Block>& own) { kernel(*s, sequence, own); });
 }
 
+// What no scan can do without, for measurements: reads s->delta and s->A, writes sums to s->y (batch, channels).
+void samba_exponentials(const Scan* s, int threads, int level) {
+  const auto kernel = PICK(level, exponentials_range);
+  for_all(blocks_of(s->channels, s->groups, PICK(level, kWidth)), s->batch, parts_for(s->batch, threads), threads,
+          [&](int64_t sequence, int64_t, const std::vector<Block>& own) { kernel(*s, sequence, own); });
+}
+
 // g->B and g->C hold `parts` gradients each, to be added up.
 void samba_scan_backward(const Scan* s, const Gradients* g, int64_t parts, int threads, int level) {
   const auto kernel = PICK(level, backward_range);

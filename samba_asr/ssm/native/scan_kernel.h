@@ -86,6 +86,21 @@ static void forward_block(const Scan& s, int64_t sequence, const Block& block) {
   if (s.last) store_state(s.last + state_at, s, block, h);
 }
 
+// The exponentials of a scan, added up over time and states: y is (batch, channels).
+template <int N>
+static void exponentials_block(const Scan& s, int64_t sequence, const Block& block) {
+  Vec rates[kMaxStates];
+  const int states = N ? N : s.states;
+  load_rates(s, block, rates);
+  Vec sums[4] = {};
+  for (int64_t t = 0; t < s.time; ++t) {
+    const Vec step = load_some(s.delta + (sequence * s.time + t) * s.channels + block.channel, block.count);
+#pragma GCC unroll 16
+    for (int n = 0; n < states; ++n) sums[n & 3] += exp2_(step * rates[n]);
+  }
+  store_some(s.y + sequence * s.channels + block.channel, sums[0] + sums[1] + sums[2] + sums[3], block.count);
+}
+
 // What the backward pass of one block carries from chunk to chunk, and what it adds up.
 struct Carry {
   Vec rates[kMaxStates], dh[kMaxStates], dA[kMaxStates], dD, dbias;
@@ -238,6 +253,15 @@ static void forward_range(const Scan& s, int64_t sequence, const std::vector<Blo
       forward_block<16>(s, sequence, block);
     else
       forward_block<0>(s, sequence, block);
+  }
+}
+
+static void exponentials_range(const Scan& s, int64_t sequence, const std::vector<Block>& blocks) {
+  for (const Block& block : blocks) {
+    if (s.states == 16)
+      exponentials_block<16>(s, sequence, block);
+    else
+      exponentials_block<0>(s, sequence, block);
   }
 }
 

@@ -1,0 +1,421 @@
+"""The selective scan: our backends and other people's, side by side: time, peak memory, and how near to the floor.
+
+python benchmarks/scan.py
+python benchmarks/scan.py --batch 8 --length 400 --channels 512 --states 16 --threads 1 2
+
+The floor is what no implementation can do without, measured in the same run: one exponential for each frame, channel
+and state (two with the backward pass, which must compute them again or read them from memory), or reading every input
+and writing every output once, whichever takes longer. On a GPU it is the bytes alone. Next to our backends run a plain
+loop in PyTorch and, where they are installed, mambapy's parallel scan, transformers' slow path and mamba_ssm's kernel:
+pip install -e '.[benchmarks]'. Whoever needs more memory than --memory sits that size out; whoever disagrees with the
+others stops the run.
+"""
+
+import argparse
+import ctypes
+import gc
+import itertools
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from samba_asr.audio.torchaudio_import import torchaudio_transforms
+from samba_asr.evaluation.arguments import positive_float, positive_int
+from samba_asr.ssm.cpu_scan import exponentials
+from samba_asr.ssm.scan import Backend, backends, selective_scan, selective_scan_step
+
+Pass = Literal["forward", "both", "step"]
+TITLES: dict[Pass, str] = {"forward": "Forward", "both": "Forward and backward", "step": "One step"}
+Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""u, delta (batch, time, channels), A (channels, state), B, C (batch, time, state) to y (batch, time, channels)."""
+Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
+"""The same without time, and the state (batch, channels, state)."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Somebody's scan. ``held``: float32 tensors of (batch, time, channels, state) that it has in memory at once, going
+    forward and, with the backward pass, in all."""
+
+    name: str
+    scan: Scan
+    step: Step | None
+    held: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of one problem."""
+
+    batch: int
+    length: int
+    channels: int
+    states: int
+
+    @property
+    def numbers(self) -> int:
+        """In a (batch, time, channels, state) tensor."""
+        return self.batch * self.length * self.channels * self.states
+
+    def bytes_moved(self, which: Pass) -> int:
+        """Return what must be read and written in float32: forward u, delta, B, C and y; with the backward pass the
+        inputs again, the gradient of y, and those of the inputs; in a step the state, twice."""
+        rows, shared = self.batch * self.length * self.channels, self.batch * self.length * self.states
+        if which == "step":
+            return 4 * 2 * self.batch * self.channels * self.states
+        return 4 * (3 * rows + 2 * shared if which == "forward" else 8 * rows + 6 * shared)
+
+    def exponentials(self, which: Pass) -> int:
+        """Return how many there are: one for each frame, channel and state, again for the backward pass."""
+        if which == "step":
+            return self.batch * self.channels * self.states
+        return self.numbers * (2 if which == "both" else 1)
+
+
+@dataclass
+class Result:
+    """What was measured of one contender: seconds of each call and peak bytes beyond the inputs; why not, if not."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak: int | None = None
+    refused: str | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def enough(self, seconds: float) -> bool:
+        """Return whether to stop: after so many seconds and three calls, or one where that takes ten times as long."""
+        spent = sum(self.seconds)
+        return (spent >= seconds and len(self.seconds) >= 3) or spent >= 10 * seconds or len(self.seconds) >= 300
+
+
+def plain_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """The scan as one would write it down in PyTorch, but for `unbind`, without which it is several times slower."""
+    decay = torch.exp(delta.unsqueeze(-1) * A)
+    drive = (delta * u).unsqueeze(-1) * B.unsqueeze(2)
+    state, outputs = torch.zeros_like(drive[:, 0]), []
+    for decay_t, drive_t, C_t in zip(decay.unbind(1), drive.unbind(1), C.unbind(1), strict=True):
+        state = decay_t * state + drive_t
+        outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
+    return torch.stack(outputs, 1)
+
+
+def plain_step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> Tensor:
+    """One step of it."""
+    state = torch.exp(delta.unsqueeze(-1) * A) * state + (delta * u).unsqueeze(-1) * B.unsqueeze(1)
+    return (state @ C.unsqueeze(-1)).squeeze(-1)
+
+
+def mambapy_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """mambapy's pscan, called as its own Mamba block does."""
+    from mambapy.pscan import pscan
+
+    states = pscan(torch.exp(delta.unsqueeze(-1) * A), (delta.unsqueeze(-1) * B.unsqueeze(2)) * u.unsqueeze(-1))
+    return (states @ C.unsqueeze(-1)).squeeze(-1)
+
+
+def transformers_contender() -> Contender:
+    """What transformers does without mamba_ssm. Raises ImportError for a release that has no such functions."""
+    torchaudio_transforms()  # which imports torchaudio where a plain import, like transformers', would fail
+    from transformers.models.mamba.modeling_mamba import mamba_selective_scan, mamba_selective_state_update
+
+    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+        u, delta, B, C = (tensor.transpose(1, 2) for tensor in (u, delta, B, C))
+        y: Tensor = mamba_selective_scan(u, delta, A, B, C).transpose(1, 2)
+        return y
+
+    def step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> Any:
+        return mamba_selective_state_update(state, u, delta, A, B, C)
+
+    return Contender("transformers", scan, step, (4, 9))
+
+
+def contenders(device: torch.device, wanted: Sequence[str] | None) -> list[Contender]:
+    """Return who can run here, ours first, or those ``wanted``. Raises ValueError for a name that cannot."""
+    probe = torch.zeros(1, device=device)
+    found = []
+    for name in backends(probe):
+        chunked = name not in ("reference", "torch")
+        step = partial(selective_scan_step, backend=name)
+        held = (0.1, 1) if chunked else (0.5, 6)
+        found.append(Contender(name, partial(_ours, name), None if name == "mamba_ssm" else step, held))
+    found.append(Contender("plain loop", plain_loop, plain_step, (3, 7)))
+    if find_spec("mambapy"):
+        found.append(Contender("mambapy", mambapy_scan, None, (6, 10)))
+    if find_spec("transformers"):
+        try:
+            found.append(transformers_contender())
+        except ImportError as error:
+            print(f"scan.py: transformers is left out: {error}", file=sys.stderr)
+    names = [contender.name for contender in found]
+    missing = [name for name in wanted or () if name not in names]
+    if missing:
+        raise ValueError(f"--contenders: {', '.join(missing)} cannot run here; there are: {', '.join(names)}")
+    return [contender for contender in found if wanted is None or contender.name in wanted]
+
+
+def _ours(backend: Backend, *tensors: Tensor) -> Tensor:
+    y: Any = selective_scan(*tensors, backend=backend)
+    return y
+
+
+def problem(size: Size, device: torch.device, dtype: torch.dtype, gradient: bool) -> list[Tensor]:
+    """Return u, delta, A, B and C, of the sizes and with the steps that trained models have."""
+    torch.manual_seed(0)
+    rows, shared = (size.batch, size.length, size.channels), (size.batch, size.length, size.states)
+    made = [
+        torch.randn(rows, device=device).to(dtype),
+        torch.exp(torch.empty(rows, device=device).uniform_(-7, -2)).to(dtype),
+        -torch.arange(1.0, size.states + 1, device=device).repeat(size.channels, 1),
+        torch.randn(shared, device=device).to(dtype),
+        torch.randn(shared, device=device).to(dtype),
+    ]
+    return [tensor.requires_grad_(gradient) for tensor in made]
+
+
+def calls(which: Pass, size: Size, device: torch.device, dtype: torch.dtype) -> Callable[[Contender], Any]:
+    """Return what runs one pass of a contender and gives back its result."""
+    tensors = problem(size, device, dtype, gradient=which == "both")
+    if which == "step":
+        u, delta, A, B, C = tensors
+        frame = u[:, 0], delta[:, 0], A, B[:, 0], C[:, 0]
+        state = torch.randn(size.batch, size.channels, size.states, device=device)
+
+        def step(contender: Contender) -> Any:
+            assert contender.step is not None
+            with torch.inference_mode():
+                result = contender.step(*frame, state.clone())
+            return result[0] if isinstance(result, tuple) else result
+
+        return step
+    weights = torch.randn(size.batch, size.length, size.channels, device=device).to(dtype)
+
+    def run(contender: Contender) -> Any:
+        if which == "forward":
+            with torch.inference_mode():
+                return contender.scan(*tensors)
+        y = contender.scan(*tensors)
+        return torch.autograd.grad(y, tensors, weights)[0]
+
+    return run
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Return the seconds that a call takes, work on a GPU included."""
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
+    """Run a call; return its result and the most bytes that it had beyond those in use before; None where the system
+    does not tell (it is Linux that lets a process forget its peak)."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        _wait(device)
+        return result, torch.cuda.max_memory_allocated(device) - before
+    forget = Path("/proc/self/clear_refs")
+    if not forget.exists():
+        return call(), None
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, to be counted again
+    forget.write_text("5")
+    before = _resident("VmRSS")
+    result = call()
+    return result, _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What this machine can do: exponentials a second (none measured on a GPU), by states, and bytes a second."""
+
+    exponentials: dict[int, float]
+    bandwidth: float
+
+    def seconds(self, size: Size, which: Pass) -> float:
+        """The least that a scan can take."""
+        moving = size.bytes_moved(which) / self.bandwidth
+        rate = self.exponentials.get(size.states)
+        return max(moving, size.exponentials(which) / rate) if rate else moving
+
+
+def measured_floor(device: torch.device, states: Sequence[int], repeats: int = 15) -> Floor:
+    """Measure the floor with as many threads as PyTorch has now."""
+    rates = {}
+    for count in states if device.type == "cpu" else ():
+        steps = torch.rand(8, 100, 512)
+        least = min(timed(lambda n=count, s=steps: exponentials(s, n), device) for _ in range(repeats))  # type: ignore[misc]
+        rates[count] = steps.numel() * count / least
+    source = torch.ones(1 << 26, device=device)
+    target = torch.empty_like(source).fill_(0)
+    least = min(timed(lambda: target.copy_(source), device) for _ in range(repeats))
+    return Floor(rates, 2 * 4 * source.numel() / least)
+
+
+Entrant = tuple[Contender, int]
+"""With so many threads."""
+
+
+def compete(
+    entrants: Sequence[Entrant], which: Pass, size: Size, options: argparse.Namespace, bar: Any
+) -> dict[Entrant, Result]:
+    """Run one pass of one problem: everybody once, for the memory and to warm up, then in turns until everybody's time
+    is spent. Raises ValueError where results differ."""
+    device, dtype = torch.device(options.device), getattr(torch, options.dtype)
+    run = calls(which, size, device, dtype)
+    results: dict[Entrant, Result] = {}
+    expected = None
+    for entrant in entrants:
+        contender, threads = entrant
+        results[entrant] = result = Result()
+        needed = 4 * size.numbers * contender.held[which == "both"]
+        if which == "step" and contender.step is None:
+            result.refused = "no step"
+        elif which != "step" and needed > options.memory * 2**30:
+            result.refused = f"{needed / 2**30:.2g} GiB"
+        if result.refused:
+            bar.update()
+            continue
+        torch.set_num_threads(threads)
+        found, result.peak = peak_memory(partial(run, contender), device)
+        if expected is None:
+            expected = found.float()
+        difference = (found.float() - expected).abs().max() / expected.abs().max()
+        if not difference < (1e-3 if dtype == torch.float32 else 0.05):
+            raise ValueError(f"{contender.name} differs from {entrants[0][0].name} by {difference:.2g} at {size}")
+        del found
+        bar.update()
+    running = [entrant for entrant in entrants if not results[entrant].refused]
+    while running:
+        for contender, threads in running:
+            torch.set_num_threads(threads)
+            results[contender, threads].seconds.append(timed(partial(run, contender), device))
+        running = [entrant for entrant in running if not results[entrant].enough(options.seconds)]
+    return results
+
+
+def tables(
+    found: dict[Pass, dict[Size, dict[Entrant, Result]]], entrants: Sequence[Entrant], floors: dict[int, Floor]
+) -> Iterator[str]:
+    """Yield the Markdown tables: times with the fraction of the floor, and peak memory, of each pass."""
+    several = len({threads for _, threads in entrants}) > 1
+    names = [f"{contender.name}, {threads}" if several else contender.name for contender, threads in entrants]
+    head = "| batch | frames | channels | states | " + " | ".join(names) + " |\n|" + "---:|" * (4 + len(names))
+    for which, sizes in found.items():
+        unit, scale = ("µs", 1e6) if which == "step" else ("ms", 1e3)
+        rows, memory = [], []
+        for size, results in sizes.items():
+            cells, peaks = [], []
+            for entrant in entrants:
+                result = results[entrant]
+                if result.refused:
+                    cells.append(f"- ({result.refused})")
+                    peaks.append("-")
+                    continue
+                part = floors[entrant[1]].seconds(size, which) / result.median
+                cells.append(f"{_figures(result.median * scale)} ({100 * part:.2g} %)")
+                peaks.append("-" if result.peak is None else _figures(result.peak / 2**20))
+            start = f"| {size.batch} | {size.length if which != 'step' else 1} | {size.channels} | {size.states} | "
+            rows.append(start + " | ".join(cells) + " |")
+            memory.append(start + " | ".join(peaks) + " |")
+        yield f"{TITLES[which]}, {unit} (of the floor's speed)\n\n{head}\n" + "\n".join(rows)
+        if which != "step":
+            yield f"{TITLES[which]}, peak memory beyond the inputs, MiB\n\n{head}\n" + "\n".join(memory)
+
+
+def _figures(number: float) -> str:
+    """Three figures, no exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; exits with status 2 where it is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default, unit in (
+        ("batch", [1, 8], "sequences"),
+        ("length", [400, 1_500, 15_000], "frames"),
+        ("channels", [512, 1_024], "channels"),
+        ("states", [16, 64], "states a channel"),
+    ):
+        shown = " ".join(map(str, default))
+        parser.add_argument(
+            f"--{name}", nargs="+", type=positive_int, default=default, metavar="N", help=f"{unit} ({shown})"
+        )
+    parser.add_argument("--passes", nargs="+", choices=list(TITLES), default=list(TITLES), help="all")
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="who runs (all who can)")
+    parser.add_argument(
+        "--threads", nargs="+", type=positive_int, default=[torch.get_num_threads()], metavar="N", help="CPU threads"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of u (float32)")
+    parser.add_argument(
+        "--seconds", type=positive_float, default=1.0, metavar="S", help="for each figure, three calls at least (1)"
+    )
+    parser.add_argument("--memory", type=positive_float, default=8.0, metavar="GIB", help="at most (8)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables; return the exit status: 0, 1 where results differ, or 2 for wrong usage."""
+    options = parse_arguments(arguments)
+    device = torch.device(options.device)
+    try:
+        entrants = list(itertools.product(contenders(device, options.contenders), options.threads))
+    except (ValueError, RuntimeError) as error:
+        print(f"scan.py: error: {error}", file=sys.stderr)
+        return 2
+    grid = list(itertools.starmap(Size, itertools.product(*(getattr(options, n) for n in Size.__annotations__))))
+    floors = {}
+    for threads in options.threads:
+        torch.set_num_threads(threads)
+        floors[threads] = measured_floor(device, options.states)
+    found: dict[Pass, dict[Size, dict[Entrant, Result]]] = {}
+    with tqdm(total=len(options.passes) * len(grid) * len(entrants), unit="run") as bar:
+        for which in options.passes:
+            # A step has no length: only the first stands for it.
+            sizes = [size for size in grid if which != "step" or size.length == options.length[0]]
+            bar.total -= (len(grid) - len(sizes)) * len(entrants)
+            found[which] = {}
+            for size in sizes:
+                bar.set_description(f"{which}, {size.batch} x {size.length} x {size.channels} x {size.states}")
+                try:
+                    found[which][size] = compete(entrants, which, size, options, bar)
+                except ValueError as error:
+                    print(f"scan.py: error: {error}", file=sys.stderr)
+                    return 1
+    print("\n\n".join(tables(found, entrants, floors)))
+    for threads, floor in floors.items():
+        rates = ", ".join(f"{rate / 1e9:.2f} with {states} states" for states, rate in floor.exponentials.items())
+        billions = f"; exponentials a second, in billions: {rates}" if rates else ""
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads"
+        print(f"\n{where}: copies {floor.bandwidth / 1e9:.1f} GB/s, reading and writing{billions}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
