@@ -105,7 +105,9 @@ def test_gradients_equal_finite_differences(backend, reverse):
     def function(*tensors):
         return scan(backend, reverse=reverse)(**inputs | dict(zip(names, tensors, strict=True)))
 
-    assert torch.autograd.gradcheck(function, [inputs[name].requires_grad_() for name in names])
+    leaves = [inputs[name].requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(function, leaves)
+    assert torch.autograd.gradgradcheck(function, leaves)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

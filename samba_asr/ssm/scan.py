@@ -7,7 +7,7 @@ kernels for NVIDIA GPUs; and ``mamba_ssm``, the Mamba authors' own kernel for th
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,8 @@ from samba_asr.ssm.step_size import recurrence_type, step_size
 from samba_asr.ssm.triton_scan import preferred, refusal, triton_scan
 
 Backend = Literal["auto", "reference", "torch", "cpu", "triton", "mamba_ssm"]
-CHUNK = 64
-"""Frames whose (batch, time, channels, state) tensors the torch backend holds at once when no gradient is needed."""
+CHUNK = 16
+"""Frames whose (batch, time, channels, state) tensors the torch backend has in hand at once: few enough for a cache."""
 
 
 def selective_scan(
@@ -227,14 +227,36 @@ def _torch(
     for u_, delta_, B_, C_ in reversed(chunks) if reverse else chunks:
         decay = torch.exp(delta_.unsqueeze(-1) * A)  # (batch, chunk, groups, channels, state)
         drive = (delta_ * u_).unsqueeze(-1) * B_.unsqueeze(-2)
-        frames = list(zip(decay.unbind(1), drive.unbind(1), strict=True))
-        states = []
-        for decay_t, drive_t in reversed(frames) if reverse else frames:
-            state = torch.addcmul(drive_t, decay_t, state)
-            states.append(state)
-        history = torch.stack(states[::-1] if reverse else states, 1)
-        outputs.append((history @ C_.unsqueeze(-1)).squeeze(-1))
+        states, state = _Recurrence.apply(decay, drive, state, reverse)  # type: ignore[no-untyped-call]
+        outputs.append((states @ C_.unsqueeze(-1)).squeeze(-1))
     return torch.cat(outputs[::-1] if reverse else outputs, 1), state
+
+
+class _Recurrence(torch.autograd.Function):
+    """h[t] = decay[t] h[t-1] + drive[t] over the second axis, from state: all h and the last. The gradient is the same
+    recurrence the other way round, so it can be differentiated again; and both loops write in place."""
+
+    @staticmethod
+    def forward(ctx: Any, decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
+        history, before = drive.clone(), state
+        frames = list(zip(decay.unbind(1), history.unbind(1), strict=True))
+        for decay_t, h in reversed(frames) if reverse else frames:
+            before = h.addcmul_(decay_t, before)
+        ctx.save_for_backward(decay, history, state)
+        ctx.reverse = reverse
+        return history, before.clone()
+
+    @staticmethod
+    def backward(ctx: Any, dhistory: Tensor, dlast: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        decay, history, state = ctx.saved_tensors
+        ones, state = torch.ones_like(decay[:, :1]), state.unsqueeze(1)
+        if ctx.reverse:  # what comes after a frame, and before it, in the scan's order
+            after, before = torch.cat([ones, decay[:, :-1]], 1), torch.cat([history[:, 1:], state], 1)
+        else:
+            after, before = torch.cat([decay[:, 1:], ones], 1), torch.cat([state, history[:, :-1]], 1)
+        ddrive, _ = _Recurrence.apply(after, dhistory, dlast, not ctx.reverse)  # type: ignore[no-untyped-call]
+        first = -1 if ctx.reverse else 0
+        return ddrive * before, ddrive, decay[:, first] * ddrive[:, first], None
 
 
 _BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"reference": _reference, "torch": _torch}
