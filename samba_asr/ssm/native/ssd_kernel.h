@@ -50,10 +50,26 @@ static void product(Shape shape, const float* A, int lda, const float* B, int ld
     product_columns<1>(shape, A, lda, B + column, ldb, C + column, ldc, m, k, add);
 }
 
+#if defined(__clang__)
+#define PICK_FOUR(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l)
+#else
+#define PICK_FOUR(x, y, i, j, k, l) __builtin_shuffle(x, y, (int32_t __attribute__((vector_size(16)))){i, j, k, l})
+#endif
+
+// Rows and columns are multiples of 4: blocks of 4 x 4 at a time.
 static void transpose(const float* from, int rows, int columns, float* to) {
-  for (int r = 0; r < rows; ++r)
-    for (int c = 0; c < columns; ++c) to[c * rows + r] = from[r * columns + c];
+  for (int r = 0; r < rows; r += 4)
+    for (int c = 0; c < columns; c += 4) {
+      Four x[4];
+      for (int i = 0; i < 4; ++i) x[i] = *reinterpret_cast<const Four*>(from + (r + i) * columns + c);
+      const Four a = PICK_FOUR(x[0], x[1], 0, 4, 1, 5), b = PICK_FOUR(x[2], x[3], 0, 4, 1, 5);
+      const Four c_ = PICK_FOUR(x[0], x[1], 2, 6, 3, 7), d = PICK_FOUR(x[2], x[3], 2, 6, 3, 7);
+      const Four turned[4] = {PICK_FOUR(a, b, 0, 1, 4, 5), PICK_FOUR(a, b, 2, 3, 6, 7), PICK_FOUR(c_, d, 0, 1, 4, 5),
+                              PICK_FOUR(c_, d, 2, 3, 6, 7)};
+      for (int i = 0; i < 4; ++i) *reinterpret_cast<Four*>(to + (c + i) * rows + r) = turned[i];
+    }
 }
+#undef PICK_FOUR
 
 INLINE float dot(const float* x, const float* y, int count) {
   Vec total = splat(0.0f);
@@ -144,8 +160,10 @@ static void compute_weights(const Decays& d, float* weights) {
 
 // States are (states, head_dim) here, and (head_dim, states) outside.
 static void ssd_load_state(const float* from, const Ssd& s, float* to) {
-  for (int n = 0; n < s.states; ++n)
-    for (int p = 0; p < s.head_dim; ++p) to[n * s.head_dim + p] = from ? from[p * s.states + n] : 0.0f;
+  if (from)
+    transpose(from, s.head_dim, s.states, to);
+  else
+    std::fill(to, to + s.head_dim * s.states, 0.0f);
 }
 
 static void ssd_store_state(float* to, const Ssd& s, const float* from) { transpose(from, s.states, s.head_dim, to); }
@@ -264,7 +282,7 @@ static void ssd_backward_range(const Ssd& s, const SsdGradients& g, int64_t sequ
       // To and from the states at the chunk's borders.
       product(kFull, w.B.data(), N, dstate, P, dx.data(), P, kSteps, P, N, false);
       product(kFull, w.C.data(), N, state, P, w.carried.data(), P, kSteps, P, N, false);
-      float from_exit = d.whole * dot(dstate, state, N * P), skip_sum = 0.0f;
+      float from_exit = d.whole * dot(dstate, state, N * P);
       const float skip = s.D ? s.D[head] : 0.0f;
       for (int i = 0; i < kSteps; ++i) {
         const float leaving = dot(&dx[i * P], &w.x[i * P], P) * d.exit[i];
@@ -278,7 +296,6 @@ static void ssd_backward_range(const Ssd& s, const SsdGradients& g, int64_t sequ
           store(&w.scaled[at], x * (d.exit[i] * d.step[i]));
           store(&faded[at], dy_ * d.entry[i]);
         }
-        skip_sum += dot(&dy[i * P], &w.x[i * P], P);
       }
       dlog[kSteps - 1] += from_exit;
       product(kUpper, matrix_turned.data(), kSteps, dy.data(), P, dx.data(), P, kSteps, P, kSteps, true);
@@ -302,7 +319,7 @@ static void ssd_backward_range(const Ssd& s, const SsdGradients& g, int64_t sequ
         const int64_t frame = s.reverse ? length - 1 - first - i : first + i;
         g.delta[(sequence * s.time + frame) * s.heads + head] = draw;
       }
-      dD[h] += skip_sum;
+      dD[h] += dot(dy.data(), w.x.data(), kSteps * P);
 
       if (h + 1 < heads && (head + 1) % per_group) continue;  // the group goes on
       product(kLower, dscores.data(), kSteps, w.B.data(), N, dC.data(), N, kSteps, N, kSteps, true);

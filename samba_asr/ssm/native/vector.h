@@ -61,10 +61,12 @@ INLINE Vec load_float16(const uint16_t* from) {
 #endif
 }
 
+typedef float Four __attribute__((vector_size(16), aligned(4), may_alias));
+
 INLINE float sum(Vec x) {
-  float total = 0.0f;
-  for (int i = 0; i < kWidth; ++i) total += x[i];
-  return total;
+  Four total = *reinterpret_cast<const Four*>(&x);
+  for (int i = 1; i < kWidth / 4; ++i) total += reinterpret_cast<const Four*>(&x)[i];
+  return (total[0] + total[1]) + (total[2] + total[3]);
 }
 
 // NaN stays NaN.
