@@ -16,7 +16,7 @@ SHAPES = [  # batch, time, heads, head_dim, d_state
     (2, 70, 3, 16, 16),  # two chunks and a bit
     (4, 33, 2, 64, 64),
     (1, 96, 6, 64, 64),  # whole chunks
-    (3, 5, 1, 32, 80),
+    (3, 5, 2, 32, 80),  # with one head its only gradient of A may come out near 0, where no relative bound can hold
     (2, 40, 2, 80, 16),
 ]
 BOUND = 1e-4
