@@ -21,12 +21,19 @@ def single(inputs):
             for name, value in inputs.items()}  # fmt: skip
 
 
-def assert_near(found, expected, bound=1e-5):
-    """The largest difference, over the largest value, of each tensor."""
+def largest(tensor):
+    return tensor.abs().max().item() if tensor.numel() else 0.0
+
+
+def assert_near(found, expected, bound=1e-5, plain=None):
+    """Bound the largest difference, over the largest value, of each tensor. A gradient may all but cancel out, and then
+    no float32 is near: PyTorch's own, ``plain``, says how far off that is, and three times it will do."""
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        error = (found[name].double() - value).abs().max().item() if value.numel() else 0.0
-        assert error <= bound * max(value.abs().max().item() if value.numel() else 0.0, 1e-30), name
+        allowed = bound * max(largest(value), 1e-30)
+        if plain is not None:
+            allowed = max(allowed, 3 * largest(plain[name].double() - value))
+        assert largest(found[name].double() - value) <= allowed, name
 
 
 SHAPES = [  # batch, time, channels, d_state, groups
@@ -48,7 +55,8 @@ def test_values_and_gradients(shape, full, reverse, ragged):
     inputs = make_inputs(batch, time, channels, d_state, groups, full)
     inputs["lengths"] = torch.tensor([time - 2, 1, 0, time])[:batch] if ragged else None
     expected = outcome(scan("torch", reverse=reverse), inputs)
-    assert_near(outcome(scan("cpu", reverse=reverse), single(inputs)), expected)
+    plain = outcome(scan("torch", reverse=reverse), single(inputs))
+    assert_near(outcome(scan("cpu", reverse=reverse), single(inputs)), expected, plain=plain)
 
 
 @pytest.mark.parametrize("option", ["D", "z", "delta_bias", "delta_softplus", "initial_state"])

@@ -16,7 +16,7 @@ SHAPES = [  # batch, time, heads, head_dim, d_state
     (2, 70, 3, 16, 16),  # two chunks and a bit
     (4, 33, 2, 64, 64),
     (1, 96, 6, 64, 64),  # whole chunks
-    (3, 5, 2, 32, 80),  # with one head its only gradient of A may come out near 0, where no relative bound can hold
+    (3, 5, 2, 32, 80),
     (2, 40, 2, 80, 16),
 ]
 BOUND = 1e-4
@@ -31,7 +31,8 @@ def test_values_and_gradients(shape, full, reverse, ragged):
     inputs = make_inputs(*shape, full=full)
     inputs["lengths"] = torch.tensor([shape[1], 1, 0, shape[1] - 2])[: shape[0]] if ragged else None
     expected = outcome(ssd(reverse=reverse, backend="torch"), inputs)
-    assert_near(outcome(ssd(reverse=reverse), single(inputs)), expected, BOUND)
+    plain = outcome(ssd(reverse=reverse, backend="torch"), single(inputs))
+    assert_near(outcome(ssd(reverse=reverse), single(inputs)), expected, BOUND, plain)
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -40,7 +41,8 @@ def test_values_and_gradients(shape, full, reverse, ragged):
 def test_groups(groups, reverse, batch):
     inputs = make_inputs(batch, 70, 6, 16, 32, groups=groups) | {"lengths": torch.tensor([70, 0, 33])[:batch]}
     expected = outcome(ssd(reverse=reverse, backend="torch"), inputs)
-    assert_near(outcome(ssd(reverse=reverse), single(inputs)), expected, BOUND)
+    plain = outcome(ssd(reverse=reverse, backend="torch"), single(inputs))
+    assert_near(outcome(ssd(reverse=reverse), single(inputs)), expected, BOUND, plain)
 
 
 @pytest.mark.parametrize("option", ["D", "delta_bias", "delta_softplus", "initial_state"])
@@ -69,7 +71,7 @@ def test_threads_change_nothing(batch, groups, monkeypatch):
     inputs = single(make_inputs(batch, 70, 6, 16, 16, groups=groups))
     results = on_threads(lambda: outcome(ssd(), inputs))
     for result in results[1:]:
-        assert_close(result, results[0], rtol=1e-5, atol=1e-5)
+        assert_near(result, results[0])
         assert torch.equal(result["y"], results[0]["y"])
 
 
