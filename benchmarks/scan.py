@@ -12,45 +12,24 @@ others stops the run.
 """
 
 import argparse
-import ctypes
-import gc
 import itertools
-import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from contenders import Contender, contenders
+from measuring import Result, figures, peak_memory, timed
 from torch import Tensor
 from tqdm import tqdm
 
-from samba_asr.audio.torchaudio_import import torchaudio_transforms
 from samba_asr.evaluation.arguments import positive_float, positive_int
 from samba_asr.ssm.cpu_scan import exponentials
-from samba_asr.ssm.scan import Backend, backends, selective_scan, selective_scan_step
 
 Pass = Literal["forward", "both", "step"]
 TITLES: dict[Pass, str] = {"forward": "Forward", "both": "Forward and backward", "step": "One step"}
-Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-"""u, delta (batch, time, channels), A (channels, state), B, C (batch, time, state) to y (batch, time, channels)."""
-Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
-"""The same without time, and the state (batch, channels, state)."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Somebody's scan. ``held``: float32 tensors of (batch, time, channels, state) that it has in memory at once, going
-    forward and, with the backward pass, in all."""
-
-    name: str
-    scan: Scan
-    step: Step | None
-    held: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -80,94 +59,6 @@ class Size:
         if which == "step":
             return self.batch * self.channels * self.states
         return self.numbers * (2 if which == "both" else 1)
-
-
-@dataclass
-class Result:
-    """What was measured of one contender: seconds of each call and peak bytes beyond the inputs; why not, if not."""
-
-    seconds: list[float] = field(default_factory=list)
-    peak: int | None = None
-    refused: str | None = None
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
-
-    def enough(self, seconds: float) -> bool:
-        """Return whether to stop: after so many seconds and three calls, or one where that takes ten times as long."""
-        spent = sum(self.seconds)
-        return (spent >= seconds and len(self.seconds) >= 3) or spent >= 10 * seconds or len(self.seconds) >= 300
-
-
-def plain_loop(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """The scan as one would write it down in PyTorch, but for `unbind`, without which it is several times slower."""
-    decay = torch.exp(delta.unsqueeze(-1) * A)
-    drive = (delta * u).unsqueeze(-1) * B.unsqueeze(2)
-    state, outputs = torch.zeros_like(drive[:, 0]), []
-    for decay_t, drive_t, C_t in zip(decay.unbind(1), drive.unbind(1), C.unbind(1), strict=True):
-        state = decay_t * state + drive_t
-        outputs.append((state @ C_t.unsqueeze(-1)).squeeze(-1))
-    return torch.stack(outputs, 1)
-
-
-def plain_step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> Tensor:
-    """One step of it."""
-    state = torch.exp(delta.unsqueeze(-1) * A) * state + (delta * u).unsqueeze(-1) * B.unsqueeze(1)
-    return (state @ C.unsqueeze(-1)).squeeze(-1)
-
-
-def mambapy_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-    """mambapy's pscan, called as its own Mamba block does."""
-    from mambapy.pscan import pscan
-
-    states = pscan(torch.exp(delta.unsqueeze(-1) * A), (delta.unsqueeze(-1) * B.unsqueeze(2)) * u.unsqueeze(-1))
-    return (states @ C.unsqueeze(-1)).squeeze(-1)
-
-
-def transformers_contender() -> Contender:
-    """What transformers does without mamba_ssm. Raises ImportError for a release that has no such functions."""
-    torchaudio_transforms()  # which imports torchaudio where a plain import, like transformers', would fail
-    from transformers.models.mamba.modeling_mamba import mamba_selective_scan, mamba_selective_state_update
-
-    def scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        u, delta, B, C = (tensor.transpose(1, 2) for tensor in (u, delta, B, C))
-        y: Tensor = mamba_selective_scan(u, delta, A, B, C).transpose(1, 2)
-        return y
-
-    def step(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor) -> Any:
-        return mamba_selective_state_update(state, u, delta, A, B, C)
-
-    return Contender("transformers", scan, step, (4, 9))
-
-
-def contenders(device: torch.device, wanted: Sequence[str] | None) -> list[Contender]:
-    """Return who can run here, ours first, or those ``wanted``. Raises ValueError for a name that cannot."""
-    probe = torch.zeros(1, device=device)
-    found = []
-    for name in backends(probe):
-        chunked = name not in ("reference", "torch")
-        step = partial(selective_scan_step, backend=name)
-        held = (0.1, 1) if chunked else (0.5, 6)
-        found.append(Contender(name, partial(_ours, name), None if name == "mamba_ssm" else step, held))
-    found.append(Contender("plain loop", plain_loop, plain_step, (3, 7)))
-    if find_spec("mambapy"):
-        found.append(Contender("mambapy", mambapy_scan, None, (6, 10)))
-    if find_spec("transformers"):
-        try:
-            found.append(transformers_contender())
-        except ImportError as error:
-            print(f"scan.py: transformers is left out: {error}", file=sys.stderr)
-    names = [contender.name for contender in found]
-    missing = [name for name in wanted or () if name not in names]
-    if missing:
-        raise ValueError(f"--contenders: {', '.join(missing)} cannot run here; there are: {', '.join(names)}")
-    return [contender for contender in found if wanted is None or contender.name in wanted]
-
-
-def _ours(backend: Backend, *tensors: Tensor) -> Tensor:
-    y: Any = selective_scan(*tensors, backend=backend)
-    return y
 
 
 def problem(size: Size, device: torch.device, dtype: torch.dtype, gradient: bool) -> list[Tensor]:
@@ -209,45 +100,6 @@ def calls(which: Pass, size: Size, device: torch.device, dtype: torch.dtype) -> 
         return torch.autograd.grad(y, tensors, weights)[0]
 
     return run
-
-
-def timed(call: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds that a call takes, work on a GPU included."""
-    _wait(device)
-    start = time.perf_counter()
-    call()
-    _wait(device)
-    return time.perf_counter() - start
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
-    """Run a call; return its result and the most bytes that it had beyond those in use before; None where the system
-    does not tell (it is Linux that lets a process forget its peak)."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        result = call()
-        _wait(device)
-        return result, torch.cuda.max_memory_allocated(device) - before
-    forget = Path("/proc/self/clear_refs")
-    if not forget.exists():
-        return call(), None
-    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, to be counted again
-    forget.write_text("5")
-    before = _resident("VmRSS")
-    result = call()
-    return result, _resident("VmHWM") - before
-
-
-def _resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
 @dataclass(frozen=True)
@@ -338,19 +190,14 @@ def tables(
                     peaks.append("-")
                     continue
                 part = floors[entrant[1]].seconds(size, which) / result.median
-                cells.append(f"{_figures(result.median * scale)} ({100 * part:.2g} %)")
-                peaks.append("-" if result.peak is None else _figures(result.peak / 2**20))
+                cells.append(f"{figures(result.median * scale)} ({100 * part:.2g} %)")
+                peaks.append("-" if result.peak is None else figures(result.peak / 2**20))
             start = f"| {size.batch} | {size.length if which != 'step' else 1} | {size.channels} | {size.states} | "
             rows.append(start + " | ".join(cells) + " |")
             memory.append(start + " | ".join(peaks) + " |")
         yield f"{TITLES[which]}, {unit} (of the floor's speed)\n\n{head}\n" + "\n".join(rows)
         if which != "step":
             yield f"{TITLES[which]}, peak memory beyond the inputs, MiB\n\n{head}\n" + "\n".join(memory)
-
-
-def _figures(number: float) -> str:
-    """Three figures, no exponent."""
-    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

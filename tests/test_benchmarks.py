@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 
 from samba_asr.audio.load import load_audio
+from samba_asr.ssm.native import load_kernels
 from samba_asr.training.manifest import Utterance, write_manifest
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
 def loaded(name):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)  # as python does with the folder of the program it runs
+        return _loaded(name)
+
+
+def _loaded(name):
     spec = importlib.util.spec_from_file_location(f"{name}_benchmark", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -192,8 +199,10 @@ def test_scan_leaves_out_what_does_not_fit(scan_benchmark, capsys):
 
 
 def test_scan_stops_where_results_differ(scan_benchmark, monkeypatch, capsys):
-    wrong = scan_benchmark.plain_loop
-    monkeypatch.setattr(scan_benchmark, "plain_loop", lambda *tensors: 1.01 * wrong(*tensors))
+    import contenders
+
+    plain_loop = contenders.plain_loop
+    monkeypatch.setattr(contenders, "plain_loop", lambda *tensors: 1.01 * plain_loop(*tensors))
     small = ["--batch", "1", "--length", "5", "--channels", "4", "--states", "2", "--passes", "forward"]
     assert scan_benchmark.main([*small, "--contenders", "reference", "plain loop"]) == 1
     assert "plain loop differs from reference by 0.01" in capsys.readouterr().err
@@ -216,3 +225,14 @@ def test_scan_counts_bytes_and_exponentials(scan_benchmark):
     floor = scan_benchmark.Floor({7: 10.0}, 1e12)
     assert floor.seconds(size, "forward") == 21.0
     assert scan_benchmark.Floor({}, 8.0).seconds(size, "step") == 70.0
+
+
+@pytest.mark.skipif(load_kernels() is None, reason="no C++ compiler")
+def test_ssd_prints_a_row_a_size(capsys):
+    small = ["--length", "20", "33", "--heads", "2", "--width", "16", "--states", "16", "--seconds", "0.001"]
+    assert loaded("ssd").main([*small, "--batch", "1", "--threads", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert cells(lines[0])[6:8] == ["kernels, forward, ms", "kernels, forward and backward, ms"]
+    rows = [cells(line) for line in lines if re.match(r"\| \d", line)]
+    assert [row[:5] for row in rows] == [["1", "20", "2", "16", "16"], ["1", "33", "2", "16", "16"]]
+    assert all(re.fullmatch(r"[\d.]+ \([\d.]+x\)", cell) for row in rows for cell in row[6:])

@@ -1,0 +1,74 @@
+"""Time and memory of a call, for the benchmarks beside this file."""
+
+import ctypes
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Result:
+    """What was measured of one contender: seconds of each call and peak bytes beyond the inputs; why not, if not."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak: int | None = None
+    refused: str | None = None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    def enough(self, seconds: float) -> bool:
+        """Return whether to stop: after so many seconds and three calls, or one where that takes ten times as long."""
+        spent = sum(self.seconds)
+        return (spent >= seconds and len(self.seconds) >= 3) or spent >= 10 * seconds or len(self.seconds) >= 300
+
+
+def timed(call: Callable[[], Any], device: torch.device) -> float:
+    """Return the seconds that a call takes, work on a GPU included."""
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[Any, int | None]:
+    """Run a call; return its result and the most bytes that it had beyond those in use before; None where the system
+    does not tell (it is Linux that lets a process forget its peak)."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = call()
+        _wait(device)
+        return result, torch.cuda.max_memory_allocated(device) - before
+    forget = Path("/proc/self/clear_refs")
+    if not forget.exists():
+        return call(), None
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system, to be counted again
+    forget.write_text("5")
+    before = _resident("VmRSS")
+    result = call()
+    return result, _resident("VmHWM") - before
+
+
+def _resident(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+
+def figures(number: float) -> str:
+    """Three figures, no exponent."""
+    return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
