@@ -4,7 +4,8 @@ Why so: they have a plain C interface (kernels.cpp), called through ctypes, so a
 else, not PyTorch's headers, and takes seconds. It happens once; the result lies in a cache folder under a name that
 changes with the sources and the compiler. Where there is no compiler, or the build fails, one line on standard error
 says so and the ``torch`` backends do the work. The code picks AVX-512 or AVX2 when it runs; on ARM the compiler makes
-NEON of the same lines (untested there, and with Clang).
+NEON of the same lines, which tests/test_arm.py runs on an emulated processor: that they compute the right thing there
+is known, how fast is not. GCC 12, Clang 14 and Clang 19 were tried, for x86 and for 64-bit ARM under Linux.
 
 The kernels have no second derivatives; the ``torch`` backends have.
 
