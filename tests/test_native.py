@@ -1,9 +1,13 @@
 """What all native kernels have in common: the choice of the instruction set, and that each is used well."""
 
+import ctypes
+import subprocess
+import sys
 import time
 
 import pytest
 import torch
+from ssm_cases import on_threads
 
 from samba_asr.ssm import cpu_conv, cpu_linear, cpu_scan, cpu_ssd, native
 from samba_asr.ssm.conv import causal_conv1d
@@ -69,3 +73,52 @@ def test_half_as_wide_an_instruction_set_costs_no_more_than_it_must(kernel, monk
             run()
             best[number] = min(best[number], time.perf_counter() - started)
     assert best[1] < 9 * best[2]
+
+
+def large_scan():
+    """Enough work for several threads."""
+    torch.manual_seed(1)
+    u, delta, shared = torch.randn(4, 300, 256), torch.rand(4, 300, 256), torch.randn(4, 300, 16)
+    y = selective_scan(u, delta, -torch.ones(256, 16), shared, shared, backend="cpu")
+    return {"y": y}
+
+
+def test_own_threads_and_pytorchs_give_the_same():
+    shared = on_threads(large_scan)
+    native.load_kernels().samba_use_openmp(None)
+    try:
+        own = on_threads(large_scan)
+    finally:
+        native._share_threads(native.load_kernels())
+    for result in (*shared, *own):
+        assert torch.equal(result["y"], shared[0]["y"])
+
+
+SHARED = """
+import os, torch
+torch.set_num_threads(4)
+(torch.rand(1 << 22) + 1).sum()  # PyTorch's threads are there now
+from samba_asr.ssm import cpu_scan
+cpu_scan.load_kernels()
+before = set(os.listdir("/proc/self/task"))
+stop, seen = False, set()
+import threading
+def watch():
+    while not stop:
+        seen.update(os.listdir("/proc/self/task"))
+watcher = threading.Thread(target=watch)
+watcher.start()
+before.add(str(watcher.native_id))
+for _ in range(20):
+    cpu_scan.exponentials(torch.rand(4, 2000, 256), 16)
+stop = True
+watcher.join()
+print(len(seen - before))
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "GOMP_parallel"), reason="PyTorch has another OpenMP here")
+def test_kernels_run_on_pytorchs_threads():
+    """Threads of their own would fight over the cores with PyTorch's, which spin while they wait."""
+    done = subprocess.run([sys.executable, "-c", SHARED], capture_output=True, text=True, check=True, timeout=120)
+    assert int(done.stdout) == 0

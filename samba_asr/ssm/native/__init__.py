@@ -35,10 +35,22 @@ def load_kernels() -> ctypes.CDLL | None:
     if os.environ.get("SAMBA_ASR_NATIVE", "1") == "0":
         return None
     try:
-        return ctypes.CDLL(str(_built()))
+        kernels = ctypes.CDLL(str(_built()))
+        _share_threads(kernels)
+        return kernels
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"samba-asr: no kernels for this CPU ({error}); PyTorch does their work, slower", file=sys.stderr)
         return None
+
+
+def _share_threads(kernels: ctypes.CDLL) -> None:
+    """Let the kernels run on the threads of PyTorch's OpenMP library. PyTorch makes its symbols visible to all of the
+    process; where it has another library, or none, the kernels start threads of their own."""
+    try:
+        parallel = ctypes.CDLL(None).GOMP_parallel
+    except (AttributeError, OSError, TypeError):
+        return
+    kernels.samba_use_openmp(ctypes.cast(parallel, ctypes.c_void_p))
 
 
 def _built() -> Path:

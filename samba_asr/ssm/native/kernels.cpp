@@ -7,6 +7,7 @@
 // samba_asr.ssm.scan.selective_scan and samba_asr.ssm.conv.causal_conv1d; a missing one is null.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -191,29 +192,46 @@ std::vector<Block> blocks_of(int64_t channels, int64_t groups, int lanes) {
   return blocks;
 }
 
+// OpenMP's call that runs a function on each thread of its pool, if samba_use_openmp gave it.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+Parallel openmp = nullptr;
+
+// Calls run(part) for all parts below `threads`, each on a thread of its own where one is to be had. On PyTorch's own
+// threads: these wait for work by spinning, for some milliseconds, on the cores that others would need.
+template <class Run>
+void in_parallel(int threads, const Run& run) {
+  struct Team {
+    const Run& run;
+    const int parts;
+    std::atomic<int> next{0};
+    static void work(void* itself) {
+      Team& team = *static_cast<Team*>(itself);
+      for (int part; (part = team.next++) < team.parts;) team.run(part);
+    }
+  } team{run, threads};
+  if (threads == 1) return run(0);
+  if (openmp) return openmp(Team::work, &team, threads, 0);
+  std::vector<std::thread> others;
+  others.reserve(threads);
+  try {
+    for (int t = 1; t < threads; ++t) others.emplace_back(Team::work, &team);
+  } catch (const std::system_error&) {  // no more threads are to be had
+  }
+  Team::work(&team);
+  for (auto& other : others) other.join();
+}
+
 // Splits the blocks of each sequence into `parts` and calls run(sequence, part, blocks) for all, on `threads` threads.
 template <class Run>
 void for_all(const std::vector<Block>& blocks, int64_t batch, int64_t parts, int threads, Run run) {
   const int64_t jobs = batch * parts, count = blocks.size();
-  auto work = [&](int64_t begin, int64_t end) {
-    for (int64_t job = begin; job < end; ++job) {
+  in_parallel(threads, [&](int thread) {
+    for (int64_t job = thread * jobs / threads; job < (thread + 1) * jobs / threads; ++job) {
       const int64_t part = job % parts;
       const std::vector<Block> own(blocks.begin() + part * count / parts, blocks.begin() + (part + 1) * count / parts);
       if (!own.empty()) run(job / parts, part, own);
     }
-  };
-  std::vector<std::thread> others;
-  others.reserve(threads);
-  for (int t = 1; t < threads; ++t) {
-    const int64_t begin = t * jobs / threads, end = (t + 1) * jobs / threads;
-    try {
-      others.emplace_back(work, begin, end);
-    } catch (const std::system_error&) {  // no more threads are to be had
-      work(begin, end);
-    }
-  }
-  work(0, jobs / threads);
-  for (auto& other : others) other.join();
+  });
 }
 
 // The same with heads: run(sequence, part, first head, end).
@@ -239,6 +257,9 @@ int64_t parts_for(int64_t batch, int threads) { return batch % threads ? threads
 }  // namespace
 
 extern "C" {
+
+// parallel: GOMP_parallel, of the OpenMP library that PyTorch uses.
+void samba_use_openmp(void* parallel) { openmp = reinterpret_cast<Parallel>(parallel); }
 
 // 2: AVX-512, 1: AVX2, 0: whatever the compiler makes of four floats (SSE2, or NEON on ARM).
 int samba_level() { return best_level(); }

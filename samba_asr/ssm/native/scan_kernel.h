@@ -6,6 +6,19 @@ constexpr int kChunk = 32;
 
 INLINE int64_t frame_of(const Scan& s, int64_t length, int64_t i) { return s.reverse ? length - 1 - i : i; }
 
+// Each block reads one cache line a frame, too far apart for the processor to see them coming.
+constexpr int64_t kAhead = 12;
+
+INLINE void expect(const float* rows, int64_t at, int64_t far) { __builtin_prefetch(rows + at + far); }
+
+INLINE void expect_to_write(float* rows, int64_t at, int64_t far) { __builtin_prefetch(rows + at + far, 1); }
+
+// How far from a frame's numbers those are that are soon wanted; 0 near the end.
+INLINE int64_t far_ahead(const Scan& s, int64_t left) {
+  if (left <= kAhead) return 0;
+  return (s.reverse ? -kAhead : kAhead) * s.channels;
+}
+
 INLINE Vec raw_step(const Scan& s, int64_t at, const Block& block) {
   Vec raw = load_some(s.delta + at, block.count);
   if (s.bias) raw += load_some(s.bias + block.channel, block.count);
@@ -70,6 +83,11 @@ static void forward_block(const Scan& s, int64_t sequence, const Block& block) {
     const int64_t row = sequence * s.time + frame_of(s, length, i);
     const int64_t at = row * s.channels + block.channel;
     const int64_t shared = (row * s.groups + block.group) * states;
+    const int64_t far = far_ahead(s, length - i);
+    expect(s.delta, at, far);
+    expect(s.u, at, far);
+    expect_to_write(s.y, at, far);
+    if (s.z) expect(s.z, at, far);
     Vec step = raw_step(s, at, block);
     if (s.softplus) step = softplus(step);
     const Vec u = load_some(s.u + at, block.count);
@@ -131,6 +149,9 @@ static void backward_chunk(const Scan& s, const Gradients& g, int64_t sequence, 
     const int64_t at = row * s.channels + block.channel;
     const int64_t shared = (row * s.groups + block.group) * states;
     const float *B = s.B + shared, *C = s.C + shared;
+    const int64_t far = far_ahead(s, end - i);
+    expect(s.delta, at, far);
+    expect(s.u, at, far);
     Vec step = raw_step(s, at, block);
     if (s.softplus) step = softplus(step);
     const Vec u = load_some(s.u + at, block.count), drive = step * u;
@@ -153,6 +174,11 @@ static void backward_chunk(const Scan& s, const Gradients& g, int64_t sequence, 
     const int64_t at = row * s.channels + block.channel;
     const int64_t shared = (row * s.groups + block.group) * states;
     const float *B = s.B + shared, *C = s.C + shared;
+    const int64_t far = -far_ahead(s, i - first + 1);
+    expect(g.y, at, far);
+    expect_to_write(g.u, at, far);
+    expect_to_write(g.delta, at, far);
+    if (s.z) expect(s.z, at, far);
     const Vec step = load(&work.steps[k * kWidth]), u = load(&work.inputs[k * kWidth]);
     Vec dy = load_some(g.y + at, block.count);
     if (s.z) {
