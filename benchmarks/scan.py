@@ -7,13 +7,14 @@ The floor is what no implementation can do without, measured in the same run: on
 and state (two with the backward pass, which must compute them again or read them from memory), or reading every input
 and writing every output once, whichever takes longer. On a GPU it is the bytes alone. Next to our backends run a plain
 loop in PyTorch and, where they are installed, mambapy's parallel scan, transformers' slow path and mamba_ssm's kernel:
-pip install -e '.[benchmarks]'. Whoever needs more memory than --memory sits that size out; whoever disagrees with the
-others stops the run.
+pip install -e '.[benchmarks]'. Whoever needs more memory than --memory sits that size out, whoever is slower than
+--patience all larger ones; whoever disagrees with the others stops the run.
 """
 
 import argparse
 import itertools
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -131,10 +132,16 @@ def measured_floor(device: torch.device, states: Sequence[int], repeats: int = 1
 
 Entrant = tuple[Contender, int]
 """With so many threads."""
+SLOW = "slow"
 
 
 def compete(
-    entrants: Sequence[Entrant], which: Pass, size: Size, options: argparse.Namespace, bar: Any
+    entrants: Sequence[Entrant],
+    which: Pass,
+    size: Size,
+    before: dict[Size, dict[Entrant, Result]],
+    options: argparse.Namespace,
+    bar: Any,
 ) -> dict[Entrant, Result]:
     """Run one pass of one problem: everybody once, for the memory and to warm up, then in turns until everybody's time
     is spent. Raises ValueError where results differ."""
@@ -146,15 +153,21 @@ def compete(
         contender, threads = entrant
         results[entrant] = result = Result()
         needed = 4 * size.numbers * contender.held[which == "both"]
+        smaller = (found[entrant] for other, found in before.items() if other.numbers <= size.numbers)
         if which == "step" and contender.step is None:
             result.refused = "no step"
+        elif any(result.refused == SLOW or max(result.seconds, default=0) > options.patience for result in smaller):
+            result.refused = SLOW
         elif which != "step" and needed > options.memory * 2**30:
             result.refused = f"{needed / 2**30:.2g} GiB"
         if result.refused:
             bar.update()
             continue
         torch.set_num_threads(threads)
+        started = time.perf_counter()
         found, result.peak = peak_memory(partial(run, contender), device)
+        if time.perf_counter() - started > options.patience:
+            result.seconds.append(time.perf_counter() - started)  # once is enough
         if expected is None:
             expected = found.float()
         difference = (found.float() - expected).abs().max() / expected.abs().max()
@@ -162,7 +175,7 @@ def compete(
             raise ValueError(f"{contender.name} differs from {entrants[0][0].name} by {difference:.2g} at {size}")
         del found
         bar.update()
-    running = [entrant for entrant in entrants if not results[entrant].refused]
+    running = [entrant for entrant in entrants if not results[entrant].refused and not results[entrant].seconds]
     while running:
         for contender, threads in running:
             torch.set_num_threads(threads)
@@ -172,32 +185,31 @@ def compete(
 
 
 def tables(
-    found: dict[Pass, dict[Size, dict[Entrant, Result]]], entrants: Sequence[Entrant], floors: dict[int, Floor]
+    which: Pass, sizes: dict[Size, dict[Entrant, Result]], entrants: Sequence[Entrant], floors: dict[int, Floor]
 ) -> Iterator[str]:
-    """Yield the Markdown tables: times with the fraction of the floor, and peak memory, of each pass."""
+    """Yield the Markdown tables of a pass: times with the fraction of the floor's speed, and peak memory."""
     several = len({threads for _, threads in entrants}) > 1
     names = [f"{contender.name}, {threads}" if several else contender.name for contender, threads in entrants]
     head = "| batch | frames | channels | states | " + " | ".join(names) + " |\n|" + "---:|" * (4 + len(names))
-    for which, sizes in found.items():
-        unit, scale = ("µs", 1e6) if which == "step" else ("ms", 1e3)
-        rows, memory = [], []
-        for size, results in sizes.items():
-            cells, peaks = [], []
-            for entrant in entrants:
-                result = results[entrant]
-                if result.refused:
-                    cells.append(f"- ({result.refused})")
-                    peaks.append("-")
-                    continue
-                part = floors[entrant[1]].seconds(size, which) / result.median
-                cells.append(f"{figures(result.median * scale)} ({100 * part:.2g} %)")
-                peaks.append("-" if result.peak is None else figures(result.peak / 2**20))
-            start = f"| {size.batch} | {size.length if which != 'step' else 1} | {size.channels} | {size.states} | "
-            rows.append(start + " | ".join(cells) + " |")
-            memory.append(start + " | ".join(peaks) + " |")
-        yield f"{TITLES[which]}, {unit} (of the floor's speed)\n\n{head}\n" + "\n".join(rows)
-        if which != "step":
-            yield f"{TITLES[which]}, peak memory beyond the inputs, MiB\n\n{head}\n" + "\n".join(memory)
+    unit, scale = ("µs", 1e6) if which == "step" else ("ms", 1e3)
+    rows, memory = [], []
+    for size, results in sizes.items():
+        cells, peaks = [], []
+        for entrant in entrants:
+            result = results[entrant]
+            if result.refused:
+                cells.append(f"- ({result.refused})")
+                peaks.append("-")
+                continue
+            part = floors[entrant[1]].seconds(size, which) / result.median
+            cells.append(f"{figures(result.median * scale)} ({100 * part:.2g} %)")
+            peaks.append("-" if result.peak is None else figures(result.peak / 2**20))
+        start = f"| {size.batch} | {size.length if which != 'step' else 1} | {size.channels} | {size.states} | "
+        rows.append(start + " | ".join(cells) + " |")
+        memory.append(start + " | ".join(peaks) + " |")
+    yield f"{TITLES[which]}, {unit} (of the floor's speed)\n\n{head}\n" + "\n".join(rows)
+    if which != "step":
+        yield f"{TITLES[which]}, peak memory beyond the inputs, MiB\n\n{head}\n" + "\n".join(memory)
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -223,6 +235,13 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=positive_float, default=1.0, metavar="S", help="for each figure, three calls at least (1)"
     )
+    parser.add_argument(
+        "--patience",
+        type=positive_float,
+        default=10.0,
+        metavar="S",
+        help="whoever takes longer is called once, and not at all with larger problems (10)",
+    )
     parser.add_argument("--memory", type=positive_float, default=8.0, metavar="GIB", help="at most (8)")
     return parser.parse_args(arguments)
 
@@ -241,26 +260,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for threads in options.threads:
         torch.set_num_threads(threads)
         floors[threads] = measured_floor(device, options.states)
-    found: dict[Pass, dict[Size, dict[Entrant, Result]]] = {}
-    with tqdm(total=len(options.passes) * len(grid) * len(entrants), unit="run") as bar:
-        for which in options.passes:
-            # A step has no length: only the first stands for it.
-            sizes = [size for size in grid if which != "step" or size.length == options.length[0]]
-            bar.total -= (len(grid) - len(sizes)) * len(entrants)
-            found[which] = {}
-            for size in sizes:
-                bar.set_description(f"{which}, {size.batch} x {size.length} x {size.channels} x {size.states}")
-                try:
-                    found[which][size] = compete(entrants, which, size, options, bar)
-                except ValueError as error:
-                    print(f"scan.py: error: {error}", file=sys.stderr)
-                    return 1
-    print("\n\n".join(tables(found, entrants, floors)))
     for threads, floor in floors.items():
         rates = ", ".join(f"{rate / 1e9:.2f} with {states} states" for states, rate in floor.exponentials.items())
         billions = f"; exponentials a second, in billions: {rates}" if rates else ""
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {threads} threads"
-        print(f"\n{where}: copies {floor.bandwidth / 1e9:.1f} GB/s, reading and writing{billions}")
+        print(f"{where}: copies {floor.bandwidth / 1e9:.1f} GB/s, reading and writing{billions}")
+    for which in options.passes:
+        # A step has no length: only the first stands for it.
+        sizes = [size for size in grid if which != "step" or size.length == options.length[0]]
+        found: dict[Size, dict[Entrant, Result]] = {}
+        with tqdm(total=len(sizes) * len(entrants), unit="run") as bar:
+            for size in sizes:
+                bar.set_description(f"{which}, {size.batch} x {size.length} x {size.channels} x {size.states}")
+                try:
+                    found[size] = compete(entrants, which, size, found, options, bar)
+                except ValueError as error:
+                    print(f"scan.py: error: {error}", file=sys.stderr)
+                    return 1
+        for table in tables(which, found, entrants, floors):
+            print(f"\n{table}", flush=True)
     return 0
 
 

@@ -198,6 +198,16 @@ def test_scan_leaves_out_what_does_not_fit(scan_benchmark, capsys):
     assert row[5] == "- (0.011 GiB)"
 
 
+def test_scan_calls_the_slow_once_and_spares_them_what_is_larger(scan_benchmark, capsys):
+    small = ["--batch", "1", "2", "--length", "50", "--channels", "8", "--states", "4", "--passes", "forward"]
+    options = ["--contenders", "reference", "torch", "--seconds", "0.001", "--patience", "0.000001"]
+    assert scan_benchmark.main([*small, *options]) == 0
+    rows = [cells(line) for line in capsys.readouterr().out.splitlines() if re.match(r"\| \d", line)]
+    first, second = rows[:2]
+    assert all(cell.endswith("%)") for cell in first[4:])
+    assert second[4:] == ["- (slow)", "- (slow)"]
+
+
 def test_scan_stops_where_results_differ(scan_benchmark, monkeypatch, capsys):
     import contenders
 
