@@ -121,7 +121,7 @@ def measured_floor(device: torch.device, states: Sequence[int], repeats: int = 1
     """Measure the floor with as many threads as PyTorch has now."""
     rates = {}
     for count in states if device.type == "cpu" else ():
-        steps = torch.rand(8, 100, 512)
+        steps = torch.rand(8, 400, 512)
         least = min(timed(lambda n=count, s=steps: exponentials(s, n), device) for _ in range(repeats))  # type: ignore[misc]
         rates[count] = steps.numel() * count / least
     source = torch.ones(1 << 26, device=device)
@@ -202,7 +202,7 @@ def tables(
                 peaks.append("-")
                 continue
             part = floors[entrant[1]].seconds(size, which) / result.median
-            cells.append(f"{figures(result.median * scale)} ({100 * part:.2g} %)")
+            cells.append(f"{figures(result.median * scale)} ({figures(100 * part)} %)")
             peaks.append("-" if result.peak is None else figures(result.peak / 2**20))
         start = f"| {size.batch} | {size.length if which != 'step' else 1} | {size.channels} | {size.states} | "
         rows.append(start + " | ".join(cells) + " |")

@@ -8,6 +8,7 @@ import torch
 from ssm_cases import WRONG_LENGTHS, outcome, padding_of, randn, with_padding
 from torch.testing import assert_close
 
+from samba_asr.ssm import scan as scan_module
 from samba_asr.ssm.scan import CHUNK, selective_scan, selective_scan_step
 
 BACKENDS = ["reference", "torch"]
@@ -89,7 +90,9 @@ def test_each_option_alone_equals_numpy_loop(option):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([2 * CHUNK + 3, CHUNK, 0, CHUNK + 1])])
 @pytest.mark.parametrize("groups", [None, 2])
-def test_torch_equals_reference_across_chunks_with_gradients(reverse, lengths, groups):
+@pytest.mark.parametrize("in_cache", [1 << 19, 200, 1])
+def test_torch_equals_reference_across_chunks_with_gradients(reverse, lengths, groups, in_cache, monkeypatch):
+    monkeypatch.setattr(scan_module, "IN_CACHE", in_cache)
     inputs = make_inputs(time=2 * CHUNK + 3, groups=groups) | {"lengths": lengths}
     expected = outcome(scan("reference", reverse=reverse), inputs)
     assert len(expected) == 2 + 9

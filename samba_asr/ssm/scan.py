@@ -21,8 +21,10 @@ from samba_asr.ssm.step_size import recurrence_type, step_size
 from samba_asr.ssm.triton_scan import preferred, refusal, triton_scan
 
 Backend = Literal["auto", "reference", "torch", "cpu", "triton", "mamba_ssm"]
-CHUNK = 16
-"""Frames whose (batch, time, channels, state) tensors the torch backend has in hand at once: few enough for a cache."""
+CHUNK, GPU_CHUNK = 16, 64
+"""Frames whose (batch, time, channels, state) tensors the torch backend has in hand at once; on a CPU ..."""
+IN_CACHE = 1 << 19
+"""... no more than make a tensor of so many numbers, which a cache can hold."""
 
 
 def selective_scan(
@@ -222,7 +224,8 @@ def _torch(
 ) -> tuple[Tensor, Tensor]:
     if not u.shape[1]:
         return torch.zeros_like(u), state
-    chunks = list(zip(*(tensor.split(CHUNK, 1) for tensor in (u, delta, B, C)), strict=True))
+    chunk = GPU_CHUNK if u.is_cuda else min(CHUNK, max(1, IN_CACHE // max(1, state.numel())))
+    chunks = list(zip(*(tensor.split(chunk, 1) for tensor in (u, delta, B, C)), strict=True))
     outputs = []
     for u_, delta_, B_, C_ in reversed(chunks) if reverse else chunks:
         decay = torch.exp(delta_.unsqueeze(-1) * A)  # (batch, chunk, groups, channels, state)
@@ -233,16 +236,17 @@ def _torch(
 
 
 class _Recurrence(torch.autograd.Function):
-    """h[t] = decay[t] h[t-1] + drive[t] over the second axis, from state: all h and the last. The gradient is the same
-    recurrence the other way round, so it can be differentiated again; and both loops write in place."""
+    """h[t] = decay[t] h[t-1] + drive[t] over the second axis, from state: all h, written over drive, and the last. The
+    gradient is the same recurrence the other way round, so it can be differentiated again."""
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-        history, before = drive.clone(), state
+        history, before = drive, state
         frames = list(zip(decay.unbind(1), history.unbind(1), strict=True))
         for decay_t, h in reversed(frames) if reverse else frames:
             before = h.addcmul_(decay_t, before)
         ctx.save_for_backward(decay, history, state)
+        ctx.mark_dirty(drive)
         ctx.reverse = reverse
         return history, before.clone()
 
@@ -254,7 +258,7 @@ class _Recurrence(torch.autograd.Function):
             after, before = torch.cat([ones, decay[:, :-1]], 1), torch.cat([history[:, 1:], state], 1)
         else:
             after, before = torch.cat([decay[:, 1:], ones], 1), torch.cat([state, history[:, :-1]], 1)
-        ddrive, _ = _Recurrence.apply(after, dhistory, dlast, not ctx.reverse)  # type: ignore[no-untyped-call]
+        ddrive, _ = _Recurrence.apply(after, dhistory.clone(), dlast, not ctx.reverse)  # type: ignore[no-untyped-call]
         first = -1 if ctx.reverse else 0
         return ddrive * before, ddrive, decay[:, first] * ddrive[:, first], None
 

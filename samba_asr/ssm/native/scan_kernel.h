@@ -113,8 +113,12 @@ static void exponentials_block(const Scan& s, int64_t sequence, const Block& blo
   Vec sums[4] = {};
   for (int64_t t = 0; t < s.time; ++t) {
     const Vec step = load_some(s.delta + (sequence * s.time + t) * s.channels + block.channel, block.count);
-#pragma GCC unroll 16
-    for (int n = 0; n < states; ++n) sums[n & 3] += exp2_(step * rates[n]);
+    int n = 0;
+#pragma GCC unroll 4
+    for (; n + 4 <= states; n += 4)
+#pragma GCC unroll 4
+      for (int k = 0; k < 4; ++k) sums[k] += exp2_(step * rates[n + k]);
+    for (; n < states; ++n) sums[0] += exp2_(step * rates[n]);
   }
   store_some(s.y + sequence * s.channels + block.channel, sums[0] + sums[1] + sums[2] + sums[3], block.count);
 }
