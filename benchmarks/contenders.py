@@ -76,6 +76,8 @@ def contenders(device: torch.device, wanted: Sequence[str] | None) -> list[Conte
     probe = torch.zeros(1, device=device)
     found = []
     for name in backends(probe):
+        if name == "reference" and name not in (wanted or ()):
+            continue  # its backward pass takes time that grows with the square of the length
         chunked = name not in ("reference", "torch")
         step = partial(selective_scan_step, backend=name)
         held = (0.1, 1) if chunked else (0.5, 6)

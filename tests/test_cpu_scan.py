@@ -43,6 +43,7 @@ SHAPES = [  # batch, time, channels, d_state, groups
     (1, 96, 64, 16, 1),  # whole chunks and vectors
     (2, 40, 32, 64, 2),
     (1, 3, 17, 1, None),
+    (2, 600, 36, 16, 2),  # three tiles of three blocks, one of them narrow, in each group
 ]
 
 

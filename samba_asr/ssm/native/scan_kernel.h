@@ -6,17 +6,24 @@ constexpr int kChunk = 32;
 
 INLINE int64_t frame_of(const Scan& s, int64_t length, int64_t i) { return s.reverse ? length - 1 - i : i; }
 
-// Each block reads one cache line a frame, too far apart for the processor to see them coming.
-constexpr int64_t kAhead = 12;
+// Each block reads one cache line a frame, too far apart for the processor to see them coming: it is told of those that
+// are read (or written) so many frames later, here or, near the end, in what comes next.
+constexpr int64_t kAhead = 6;
 
-INLINE void expect(const float* rows, int64_t at, int64_t far) { __builtin_prefetch(rows + at + far); }
+// From one frame's numbers to those of the next, in the order of the scan.
+INLINE int64_t stride_of(const Scan& s) { return s.reverse ? -s.channels : s.channels; }
 
-INLINE void expect_to_write(float* rows, int64_t at, int64_t far) { __builtin_prefetch(rows + at + far, 1); }
+INLINE int64_t soon(int64_t at, int64_t left, int64_t stride, int64_t next) {
+  return left > kAhead ? at + kAhead * stride : next + (kAhead - left) * stride;
+}
 
-// How far from a frame's numbers those are that are soon wanted; 0 near the end.
-INLINE int64_t far_ahead(const Scan& s, int64_t left) {
-  if (left <= kAhead) return 0;
-  return (s.reverse ? -kAhead : kAhead) * s.channels;
+INLINE void expect(const float* rows, int64_t at) { __builtin_prefetch(rows + at); }
+
+INLINE void expect_to_write(float* rows, int64_t at) { __builtin_prefetch(rows + at, 1); }
+
+// The place of a frame's numbers.
+INLINE int64_t place_of(const Scan& s, int64_t sequence, int64_t length, int64_t i, int channel) {
+  return (sequence * s.time + frame_of(s, length, i)) * s.channels + channel;
 }
 
 INLINE Vec raw_step(const Scan& s, int64_t at, const Block& block) {
@@ -63,16 +70,21 @@ INLINE Vec advance(Vec* h, const Vec* rates, Vec step, Vec u, const float* B, co
   return y + y2;
 }
 
+// Frames that all blocks go through before any goes on: few enough for their rows to stay at hand.
+constexpr int64_t kTile = 8 * kChunk;
+
+// Frames first to end - 1 of one block. next: the place that comes next; held: the block's rates and its state, (2,
+// states, width).
 template <int N>
-static void forward_block(const Scan& s, int64_t sequence, const Block& block) {
+static void forward_tile(const Scan& s, int64_t sequence, const Block& block, int64_t first, int64_t end, int64_t next,
+                         float* held) {
   Vec rates[kMaxStates], h[kMaxStates];
   const int states = N ? N : s.states;
   const int64_t length = s.lengths ? s.lengths[sequence] : s.time;
-  const int64_t state_at = (sequence * s.channels + block.channel) * states;
   const Vec skip = s.D ? load_some(s.D + block.channel, block.count) : splat(0.0f);
-  load_rates(s, block, rates);
-  load_state(s.initial ? s.initial + state_at : nullptr, s, block, h);
-  for (int64_t i = 0; i < length; ++i) {
+  for (int n = 0; n < states; ++n) rates[n] = load(held + n * kWidth);
+  for (int n = 0; n < states; ++n) h[n] = load(held + (states + n) * kWidth);
+  for (int64_t i = first; i < end; ++i) {
     if (s.kept && i % kChunk == 0) {
       float* to = s.kept + ((sequence * s.chunks + i / kChunk) * s.channels + block.channel) * states;
       if (block.count == kWidth)  // by state and then by channel, unlike other states: nobody else reads it
@@ -83,11 +95,11 @@ static void forward_block(const Scan& s, int64_t sequence, const Block& block) {
     const int64_t row = sequence * s.time + frame_of(s, length, i);
     const int64_t at = row * s.channels + block.channel;
     const int64_t shared = (row * s.groups + block.group) * states;
-    const int64_t far = far_ahead(s, length - i);
-    expect(s.delta, at, far);
-    expect(s.u, at, far);
-    expect_to_write(s.y, at, far);
-    if (s.z) expect(s.z, at, far);
+    const int64_t then = soon(at, end - i, stride_of(s), next);
+    expect(s.delta, then);
+    expect(s.u, then);
+    expect_to_write(s.y, then);
+    if (s.z) expect(s.z, then);
     Vec step = raw_step(s, at, block);
     if (s.softplus) step = softplus(step);
     const Vec u = load_some(s.u + at, block.count);
@@ -99,9 +111,37 @@ static void forward_block(const Scan& s, int64_t sequence, const Block& block) {
     }
     store_some(s.y + at, y, block.count);
   }
-  for (int64_t t = length; t < s.time; ++t)
-    store_some(s.y + (sequence * s.time + t) * s.channels + block.channel, splat(0.0f), block.count);
-  if (s.last) store_state(s.last + state_at, s, block, h);
+  for (int n = 0; n < states; ++n) store(held + (states + n) * kWidth, h[n]);
+}
+
+template <int N>
+static void forward_blocks(const Scan& s, int64_t sequence, const std::vector<Block>& blocks) {
+  const int states = N ? N : s.states;
+  const int64_t length = s.lengths ? s.lengths[sequence] : s.time, room = 2 * states * kWidth;
+  std::vector<float> held(blocks.size() * room);
+  Vec values[kMaxStates];
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    load_rates(s, blocks[b], values);
+    for (int n = 0; n < states; ++n) store(&held[b * room + n * kWidth], values[n]);
+    const int64_t state_at = (sequence * s.channels + blocks[b].channel) * states;
+    load_state(s.initial ? s.initial + state_at : nullptr, s, blocks[b], values);
+    for (int n = 0; n < states; ++n) store(&held[b * room + (states + n) * kWidth], values[n]);
+  }
+  for (int64_t first = 0; first < length; first += kTile) {
+    const int64_t end = std::min(first + kTile, length);
+    for (size_t b = 0; b < blocks.size(); ++b) {
+      const bool last = b + 1 == blocks.size();
+      const int64_t next = place_of(s, sequence, length, last ? end : first, blocks[last ? 0 : b + 1].channel);
+      forward_tile<N>(s, sequence, blocks[b], first, end, next, &held[b * room]);
+    }
+  }
+  for (size_t b = 0; b < blocks.size(); ++b) {
+    for (int64_t t = length; t < s.time; ++t)
+      store_some(s.y + (sequence * s.time + t) * s.channels + blocks[b].channel, splat(0.0f), blocks[b].count);
+    if (!s.last) continue;
+    for (int n = 0; n < states; ++n) values[n] = load(&held[b * room + (states + n) * kWidth]);
+    store_state(s.last + (sequence * s.channels + blocks[b].channel) * states, s, blocks[b], values);
+  }
 }
 
 // The exponentials of a scan, added up over time and states: y is (batch, channels).
@@ -135,13 +175,14 @@ struct Work {
   std::vector<float> dB, dC;                 // (frames, states, width): sums over the blocks of a group
 };
 
-// Frames first to end - 1 of one chunk, last to first; adds to work.dB and work.dC.
+// Frames first to end - 1 of one chunk, last to first; adds to work.dB and work.dC. next: the place that comes next.
 template <int N>
 static void backward_chunk(const Scan& s, const Gradients& g, int64_t sequence, const Block& block, int64_t first,
-                           int64_t end, Carry& carry, Work& work) {
+                           int64_t end, int64_t next, Carry& carry, Work& work) {
   const int states = N ? N : s.states;
   const int64_t length = s.lengths ? s.lengths[sequence] : s.time;
   const float* kept = s.kept + ((sequence * s.chunks + first / kChunk) * s.channels + block.channel) * states;
+  const int64_t stride = stride_of(s);
   Vec h[kMaxStates];
   if (block.count == kWidth)
     for (int n = 0; n < states; ++n) h[n] = load(kept + n * kWidth);
@@ -153,9 +194,14 @@ static void backward_chunk(const Scan& s, const Gradients& g, int64_t sequence, 
     const int64_t at = row * s.channels + block.channel;
     const int64_t shared = (row * s.groups + block.group) * states;
     const float *B = s.B + shared, *C = s.C + shared;
-    const int64_t far = far_ahead(s, end - i);
-    expect(s.delta, at, far);
-    expect(s.u, at, far);
+    if (end - i > kAhead) {
+      expect(s.delta, at + kAhead * stride);
+      expect(s.u, at + kAhead * stride);
+    }
+    expect(g.y, at);  // the way back begins with the last frames; all are here by then
+    expect_to_write(g.u, at);
+    expect_to_write(g.delta, at);
+    if (s.z) expect(s.z, at);
     Vec step = raw_step(s, at, block);
     if (s.softplus) step = softplus(step);
     const Vec u = load_some(s.u + at, block.count), drive = step * u;
@@ -178,11 +224,10 @@ static void backward_chunk(const Scan& s, const Gradients& g, int64_t sequence, 
     const int64_t at = row * s.channels + block.channel;
     const int64_t shared = (row * s.groups + block.group) * states;
     const float *B = s.B + shared, *C = s.C + shared;
-    const int64_t far = -far_ahead(s, i - first + 1);
-    expect(g.y, at, far);
-    expect_to_write(g.u, at, far);
-    expect_to_write(g.delta, at, far);
-    if (s.z) expect(s.z, at, far);
+    if (i - first < kAhead) {
+      expect(s.delta, next + (i - first) * stride);
+      expect(s.u, next + (i - first) * stride);
+    }
     const Vec step = load(&work.steps[k * kWidth]), u = load(&work.inputs[k * kWidth]);
     Vec dy = load_some(g.y + at, block.count);
     if (s.z) {
@@ -248,7 +293,10 @@ static void backward_blocks(const Scan& s, const Gradients& g, int64_t sequence,
         std::fill(work.dB.begin(), work.dB.end(), 0.0f);
         std::fill(work.dC.begin(), work.dC.end(), 0.0f);
       }
-      backward_chunk<N>(s, g, sequence, blocks[b], first, end, carries[b], work);
+      const bool last = b + 1 == blocks.size();
+      const int64_t then = std::max<int64_t>(last ? first - kChunk : first, 0);
+      const int64_t next = place_of(s, sequence, length, then, blocks[last ? 0 : b + 1].channel);
+      backward_chunk<N>(s, g, sequence, blocks[b], first, end, next, carries[b], work);
       if (b + 1 < blocks.size() && blocks[b].group == blocks[b + 1].group) continue;
       for (int64_t i = first; i < end; ++i) {
         const int64_t row = sequence * s.time + frame_of(s, length, i);
@@ -278,12 +326,10 @@ static void backward_blocks(const Scan& s, const Gradients& g, int64_t sequence,
 }
 
 static void forward_range(const Scan& s, int64_t sequence, const std::vector<Block>& blocks) {
-  for (const Block& block : blocks) {
-    if (s.states == 16)
-      forward_block<16>(s, sequence, block);
-    else
-      forward_block<0>(s, sequence, block);
-  }
+  if (s.states == 16)
+    forward_blocks<16>(s, sequence, blocks);
+  else
+    forward_blocks<0>(s, sequence, blocks);
 }
 
 static void exponentials_range(const Scan& s, int64_t sequence, const std::vector<Block>& blocks) {
