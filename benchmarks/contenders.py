@@ -80,7 +80,7 @@ def contenders(device: torch.device, wanted: Sequence[str] | None) -> list[Conte
             continue  # its backward pass takes time that grows with the square of the length
         chunked = name not in ("reference", "torch")
         step = partial(selective_scan_step, backend=name)
-        held = (0.1, 1) if chunked else (0.5, 6)
+        held = (0.02, 0.15) if chunked else (0.5, 6)
         found.append(Contender(name, partial(_ours, name), None if name == "mamba_ssm" else step, held))
     found.append(Contender("plain loop", plain_loop, plain_step, (3, 7)))
     if find_spec("mambapy"):

@@ -32,15 +32,10 @@ INLINE Vec raw_step(const Scan& s, int64_t at, const Block& block) {
   return raw;
 }
 
-// A[channel][n] * log2(e), by n and then by channel.
-INLINE void load_rates(const Scan& s, const Block& block, Vec* rates) {
-  for (int n = 0; n < s.states; ++n) {
-    rates[n] = splat(0.0f);
-    for (int c = 0; c < block.count; ++c) rates[n][c] = s.A[(block.channel + c) * s.states + n] * kLog2E;
-  }
-}
-
+// A block's numbers by n and then by channel; from: by channel and then by n, null for zeros.
 INLINE void load_state(const float* from, const Scan& s, const Block& block, Vec* state) {
+  if (from && block.count == kWidth && s.states % 4 == 0)
+    return transpose(from, kWidth, s.states, reinterpret_cast<float*>(state));
   for (int n = 0; n < s.states; ++n) {
     state[n] = splat(0.0f);
     if (from)
@@ -49,8 +44,16 @@ INLINE void load_state(const float* from, const Scan& s, const Block& block, Vec
 }
 
 INLINE void store_state(float* to, const Scan& s, const Block& block, const Vec* state) {
+  if (block.count == kWidth && s.states % 4 == 0)
+    return transpose(reinterpret_cast<const float*>(state), s.states, kWidth, to);
   for (int n = 0; n < s.states; ++n)
     for (int c = 0; c < block.count; ++c) to[c * s.states + n] = state[n][c];
+}
+
+// A[channel][n] * log2(e).
+INLINE void load_rates(const Scan& s, const Block& block, Vec* rates) {
+  load_state(s.A + block.channel * s.states, s, block, rates);
+  for (int n = 0; n < s.states; ++n) rates[n] *= kLog2E;
 }
 
 // One frame: h = exp2(step * rates) h + step u B; returns C h. N: states, 0 if known at run time only.

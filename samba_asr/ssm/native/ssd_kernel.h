@@ -50,27 +50,6 @@ static void product(Shape shape, const float* A, int lda, const float* B, int ld
     product_columns<1>(shape, A, lda, B + column, ldb, C + column, ldc, m, k, add);
 }
 
-#if defined(__clang__)
-#define PICK_FOUR(x, y, i, j, k, l) __builtin_shufflevector(x, y, i, j, k, l)
-#else
-#define PICK_FOUR(x, y, i, j, k, l) __builtin_shuffle(x, y, (int32_t __attribute__((vector_size(16)))){i, j, k, l})
-#endif
-
-// Rows and columns are multiples of 4: blocks of 4 x 4 at a time.
-static void transpose(const float* from, int rows, int columns, float* to) {
-  for (int r = 0; r < rows; r += 4)
-    for (int c = 0; c < columns; c += 4) {
-      Four x[4];
-      for (int i = 0; i < 4; ++i) x[i] = *reinterpret_cast<const Four*>(from + (r + i) * columns + c);
-      const Four a = PICK_FOUR(x[0], x[1], 0, 4, 1, 5), b = PICK_FOUR(x[2], x[3], 0, 4, 1, 5);
-      const Four c_ = PICK_FOUR(x[0], x[1], 2, 6, 3, 7), d = PICK_FOUR(x[2], x[3], 2, 6, 3, 7);
-      const Four turned[4] = {PICK_FOUR(a, b, 0, 1, 4, 5), PICK_FOUR(a, b, 2, 3, 6, 7), PICK_FOUR(c_, d, 0, 1, 4, 5),
-                              PICK_FOUR(c_, d, 2, 3, 6, 7)};
-      for (int i = 0; i < 4; ++i) *reinterpret_cast<Four*>(to + (c + i) * rows + r) = turned[i];
-    }
-}
-#undef PICK_FOUR
-
 INLINE float dot(const float* x, const float* y, int count) {
   Vec total = splat(0.0f);
   for (int i = 0; i < count; i += kWidth) total += load(x + i) * load(y + i);
