@@ -7,8 +7,8 @@ says so and the ``torch`` backends do the work. The code picks AVX-512 or AVX2 w
 NEON of the same lines, which tests/test_arm.py runs on an emulated processor: that they compute the right thing there
 is known, how fast is not. GCC 12, Clang 14 and Clang 19 were tried, for x86 and for 64-bit ARM under Linux.
 
-They run on the threads of PyTorch's OpenMP library where that is GCC's, and on threads of their own where it is not. They
-have no second derivatives; the ``torch`` backends have.
+They run on the threads of PyTorch's OpenMP library where that is GCC's, and on threads of their own where it is not.
+They have no second derivatives; the ``torch`` backends have.
 
 ``SAMBA_ASR_NATIVE=0`` switches the kernels off, ``SAMBA_ASR_CPU_LEVEL=1`` does without AVX-512, ``0`` without AVX2 too;
 ``SAMBA_ASR_CACHE`` names another cache folder, ``CXX`` another compiler.
