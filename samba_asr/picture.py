@@ -20,6 +20,7 @@ HEIGHT, ROW, ROWS, AXIS = 120, 20, 3, 18
 """Pixels: of the spectrogram, of a row of words, how many rows of words there are, and of the seconds below."""
 LETTER = 7.5
 """Pixels that a letter takes."""
+LEGEND = "The redder a word, the more doubtful it is: point at it for its seconds and its confidence."
 SURE = 165
 """Hue of a word with confidence 1, in degrees: that of confidence 0 is red, 0."""
 _COLOURS = np.array([(0, 0, 4), (80, 18, 123), (182, 54, 121), (251, 136, 97), (252, 253, 191)], np.float64)
@@ -45,8 +46,8 @@ def draw(transcript: Transcript, features: NDArray[np.floating], seconds_per_fra
     ]
     size = f'width="{width}" height="{top + HEIGHT + AXIS}"'
     svg = f'<svg {size} role="img" aria-label="Spectrogram with words">{"".join(parts)}</svg>'
-    rest = "" if transcript.duration <= seconds + 1 else f"<p>The first {seconds:.0f} seconds.</p>"
-    return f'<div style="overflow-x: auto">{svg}</div>{rest}'
+    rest = "" if transcript.duration <= seconds + 1 else f" Only the first {seconds:.0f} seconds are drawn."
+    return f'<div style="overflow-x: auto">{svg}</div><p>{LEGEND}{rest}</p>'
 
 
 def _rows(words: Sequence[Word]) -> list[int]:

@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from samba_asr.picture import HEIGHT, LETTER, LONGEST, ROW, ROWS, SCALE, SURE, draw
+from samba_asr.picture import HEIGHT, LEGEND, LETTER, LONGEST, ROW, ROWS, SCALE, SURE, draw
 from samba_asr.transcript import Transcript, Word
 
 
@@ -64,9 +64,9 @@ def test_a_long_recording_is_drawn_in_part():
     words = [Word("early", 1.0, 2.0, 0.5), Word("late", LONGEST + 1, LONGEST + 2, 0.5)]
     drawn = parsed(words, LONGEST + 10, np.zeros((round(100 * LONGEST) + 1000, 4)))
     assert [text.text for text in drawn.findall("div/svg/g/text")] == ["early"]
-    assert drawn.find("p").text == "The first 120 seconds."
+    assert drawn.find("p").text == f"{LEGEND} Only the first 120 seconds are drawn."
     assert drawn.find("div/svg").get("width") == str(round(LONGEST * SCALE))
-    assert parsed(words[:1]).find("p") is None
+    assert parsed(words[:1]).find("p").text == LEGEND
 
 
 def test_nothing_is_no_picture():
