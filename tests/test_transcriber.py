@@ -16,6 +16,7 @@ from samba_asr.decoding import search
 from samba_asr.decoding.search import search_tokens
 from samba_asr.decoding.stretches import Found
 from samba_asr.model.checkpoint import load_checkpoint
+from samba_asr.model.pretrained import PRETRAINED
 from samba_asr.transcriber import Transcriber
 
 
@@ -278,3 +279,16 @@ def test_a_transcript_is_plain_values(tiny_checkpoint, clips):
     assert json.loads(json.dumps(values)) == values
     with pytest.raises(dataclasses.FrozenInstanceError):
         transcript.text = ""
+
+
+@pytest.mark.parametrize("search", ["ctc", "joint"])
+def test_the_shipped_model_s_words_lie_between_the_silences(search, waveforms):
+    """Of LibriSpeech's clips: the first word starts where sound does, the last one ends where it does."""
+    transcriber = Transcriber.load(PRETRAINED / "samba-tiny-en", search=search)
+    for waveform in waveforms[:5]:
+        words = transcriber.transcribe(waveform).words
+        frames = waveform[: len(waveform) // 160 * 160].reshape(-1, 160)  # 10 ms
+        levels = np.sqrt((frames.astype(np.float64) ** 2).mean(1))
+        loud = np.flatnonzero(levels > 0.05 * levels.max()) / 100
+        assert words[0].start == pytest.approx(loud[0], abs=0.15)
+        assert words[-1].end == pytest.approx(loud[-1], abs=0.2)
