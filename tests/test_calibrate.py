@@ -65,6 +65,19 @@ def test_it_writes_two_numbers_and_nothing_else(calibrate, folder, manifest, cap
     assert capsys.readouterr().out == said
 
 
+def test_no_speaker_serves_to_fit_and_to_measure(calibrate, folder, manifest, monkeypatch):
+    asked, judge_all = [], calibrate.judge_all
+
+    def spy(transcriber, utterances, speakers):
+        asked.append((transcriber.words.confidence_scale, list(speakers)))
+        return judge_all(transcriber, utterances, speakers)
+
+    monkeypatch.setattr(calibrate, "judge_all", spy)
+    assert calibrate.main(["--model", str(folder), "--manifests", str(manifest), "--dry-run"]) == 0
+    assert asked[:2] == [(1.0, ["speaker 0"]), (1.0, ["speaker 1"])]
+    assert asked[2][0] != 1.0 and asked[2][1] == ["speaker 1"]
+
+
 def test_what_cannot_be_is_said(calibrate, folder, manifest, tmp_path, capsys):
     before = (folder / "config.json").read_bytes()
     model = ["--model", str(folder)]

@@ -281,7 +281,7 @@ def test_a_transcript_is_plain_values(tiny_checkpoint, clips):
         transcript.text = ""
 
 
-@pytest.mark.parametrize("search", ["ctc", "joint"])
+@pytest.mark.parametrize("search", ["ctc", "joint", "autoregressive"])
 def test_the_shipped_model_s_words_lie_between_the_silences(search, waveforms):
     """Of LibriSpeech's clips: the first word starts where sound does, the last one ends where it does."""
     transcriber = Transcriber.load(PRETRAINED / "samba-tiny-en", search=search)
