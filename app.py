@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from samba_asr.audio.load import AudioDecodeError
+from samba_asr.audio.load import AudioDecodeError, load_audio
+from samba_asr.picture import draw
 from samba_asr.transcriber import Transcriber
 
 try:
@@ -54,20 +55,22 @@ class OwnHostOnly:
 
 
 def build_demo(transcriber: Transcriber) -> gr.Blocks:
-    """Build the page: a recording in, its words out."""
+    """Build the page: a recording in, its words out, and a picture of where they are said."""
 
-    def transcribe(audio: str | None) -> str:
+    def transcribe(audio: str | None) -> tuple[str, str]:
         if audio is None:
             raise _error("There is nothing to transcribe yet: upload a recording or make one.")
         try:
-            text = transcriber.transcribe(audio).text
+            waveform = load_audio(audio, transcriber.sample_rate)
+            transcript = transcriber.transcribe(waveform)
+            picture = draw(transcript, transcriber.features(waveform), transcriber.seconds_per_frame)
         except AudioDecodeError as error:
             raise _error(f"{Path(audio).name} {error.reason}.") from error
         except (OSError, ValueError, RuntimeError, MemoryError) as error:
             raise _error(f"{Path(audio).name} cannot be transcribed: {error or type(error).__name__}") from error
-        if not text:
+        if not transcript.text:
             gr.Info("No words were heard.")
-        return text
+        return transcript.text, picture
 
     with gr.Blocks(title="Samba-ASR", analytics_enabled=False, delete_cache=(3600, 3600)) as demo:
         gr.Markdown(
@@ -76,11 +79,12 @@ def build_demo(transcriber: Transcriber) -> gr.Blocks:
         audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording", buttons=["download"])
         button = gr.Button("Transcribe", variant="primary")
         words = gr.Textbox(label="Words", lines=4, buttons=["copy"], interactive=False, elem_id="words")
+        picture = gr.HTML(label="Where they are said", elem_id="picture")
         if examples := _examples():
             gr.Examples(
                 list(examples),
                 inputs=audio,
-                outputs=words,
+                outputs=[words, picture],
                 fn=transcribe,
                 run_on_click=True,
                 cache_examples=False,
@@ -90,8 +94,14 @@ def build_demo(transcriber: Transcriber) -> gr.Blocks:
         gr.Markdown(
             f"Model: `{transcriber.name}`. Recordings stay on the machine that runs this page.", elem_id="model"
         )
-        gr.on([button.click, audio.upload, audio.stop_recording], transcribe, audio, words, api_name="transcribe")
-        audio.clear(lambda: "", outputs=words, api_visibility="private")
+        gr.on(
+            [button.click, audio.upload, audio.stop_recording],
+            transcribe,
+            audio,
+            [words, picture],
+            api_name="transcribe",
+        )
+        audio.clear(lambda: ("", ""), outputs=[words, picture], api_visibility="private")
     return demo
 
 

@@ -11,7 +11,7 @@ import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO, get_args
+from typing import TYPE_CHECKING, NamedTuple, TextIO, get_args
 
 from tqdm import tqdm
 
@@ -45,6 +45,7 @@ examples:
   {program} *.mp3 > words.tsv                   one line a recording: path, tab, words
   {program} --output-format json *.mp3          one JSON object a line
   {program} --output-dir words *.mp3            words/NAME.txt for each, nothing on standard output
+  {program} --word-timestamps talk.wav          the words, then a line for each with its seconds
   {program} --model runs/mine/checkpoint a.wav  your own model
 
 models:
@@ -86,7 +87,13 @@ def _parser() -> argparse.ArgumentParser:
         "--output-format",
         choices=("txt", "json"),
         default="txt",
-        help="json: path, duration, text, model (default: txt)",
+        help="json: path, duration, text, confidence, model (default: txt)",
+    )
+    parser.add_argument(
+        "--word-timestamps",
+        action="store_true",
+        help="json: also words, a list of text, start, end (seconds) and confidence (0 to 1); txt: below the words a "
+        "line for each: start, end, confidence and the word, separated by tabs, after its path where there is one",
     )
     parser.add_argument(
         "--output-dir",
@@ -144,13 +151,23 @@ def _run(arguments: argparse.Namespace) -> int:
     for path, output in tqdm(
         list(zip(paths, outputs, strict=True)), disable=not show_progress, unit="file", file=sys.stderr
     ):
-        failed += not _transcribe_one(transcriber, path, output, arguments.output_format, with_path=len(paths) > 1)
+        form = Form(arguments.output_format, arguments.word_timestamps, with_path=len(paths) > 1 and output is None)
+        failed += not _transcribe_one(transcriber, path, output, form)
     return SOME_FAILED if failed else DONE
 
 
-def _transcribe_one(
-    transcriber: "Transcriber", path: str, output: Path | None, output_format: str, with_path: bool
-) -> bool:
+class Form(NamedTuple):
+    """How transcripts are written."""
+
+    output_format: str
+    """txt or json."""
+    word_timestamps: bool
+    """With the words one by one."""
+    with_path: bool
+    """txt: each line begins with the recording's path."""
+
+
+def _transcribe_one(transcriber: "Transcriber", path: str, output: Path | None, form: Form) -> bool:
     """Print or write one recording's words; complain and return False where that fails."""
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -159,22 +176,26 @@ def _transcribe_one(
         for warning in caught:
             _complain(path, str(warning.message).removeprefix(f"{path}: "))
         if output is not None:
-            line = _rendered(path, transcript, output_format, with_path=False)
+            lines = _rendered(path, transcript, form)
             with replacing(output) as partial:
-                partial.write_text(f"{line}\n", encoding="utf-8", errors="backslashreplace", newline="\n")
+                partial.write_text(f"{lines}\n", encoding="utf-8", errors="backslashreplace", newline="\n")
             return True
     except (OSError, ValueError, RuntimeError, MemoryError) as error:
         _complain(path, error)
         return False
-    _print(_rendered(path, transcript, output_format, with_path), sys.stdout)
+    _print(_rendered(path, transcript, form), sys.stdout)
     return True
 
 
-def _rendered(path: str, transcript: "Transcript", output_format: str, with_path: bool) -> str:
-    if output_format == "json":
+def _rendered(path: str, transcript: "Transcript", form: Form) -> str:
+    if form.output_format == "json":
         values = transcript.to_dict()
-        return json.dumps({"path": path} | {name: values[name] for name in ("duration", "text", "model")})
-    return f"{_one_field(path)}\t{transcript.text}" if with_path else transcript.text
+        names = ("duration", "text", "confidence", *(["words"] if form.word_timestamps else []), "model")
+        return json.dumps({"path": path} | {name: values[name] for name in names})
+    lines = [transcript.text]
+    if form.word_timestamps:
+        lines += [f"{w.start:.3f}\t{w.end:.3f}\t{w.confidence:.3f}\t{w.text}" for w in transcript.words]
+    return "\n".join(f"{_one_field(path)}\t{line}" if form.with_path else line for line in lines)
 
 
 def _one_field(path: str) -> str:

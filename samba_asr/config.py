@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CONFIG_VERSION = 7
+CONFIG_VERSION = 8
 """Of ``config.json``: increase it with every field that is added, removed or redefined (and see checkpoint.py)."""
 
 Normalisation = Literal["whisper", "global", "causal"]
@@ -249,6 +249,29 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class WordConfig:
+    """How a checkpoint tells when words are said, and how surely. The defaults are those of a model of which neither
+    has been measured: CTC's own states and its own probability."""
+
+    start_shift: float = 0.0
+    """Seconds from the state in which CTC first says a word's first piece to the word's start; below 0 where CTC is
+    late. benchmarks/word_times.py measures it."""
+    end_shift: float = 0.0
+    """Seconds from the end of the state in which CTC last says a word's last piece to the word's end."""
+    confidence_scale: float = 1.0
+    """A word's confidence is the logistic function of this times its raw log-odds, plus ..."""
+    confidence_bias: float = 0.0
+    """... this. recipes/librispeech/calibrate.py finds both."""
+
+    def __post_init__(self) -> None:
+        for name in ("start_shift", "end_shift", "confidence_scale", "confidence_bias"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} ({getattr(self, name)}) must be a number")
+        if self.confidence_scale < 0:
+            raise ValueError(f"confidence_scale ({self.confidence_scale}) must not be negative")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A whole recogniser. The defaults are the preset ``tiny``."""
 
@@ -266,6 +289,8 @@ class ModelConfig:
     """States to pieces."""
     search: SearchConfig = field(default_factory=SearchConfig)
     """Default search."""
+    words: WordConfig = field(default_factory=WordConfig)
+    """Times and confidence of words."""
 
     def __post_init__(self) -> None:
         _check_positive(self, "d_model")

@@ -11,12 +11,14 @@ from torch import Tensor
 
 from samba_asr.audio.load import load_audio
 from samba_asr.config import Search, SearchConfig
-from samba_asr.decoding.search import search_tokens
+from samba_asr.decoding.search import search_stretches
+from samba_asr.decoding.stretches import Found
+from samba_asr.decoding.words import confidence, place_pieces, place_words, word_times
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.pretrained import resolve_model
-from samba_asr.text.tokenizer import Tokenizer
-from samba_asr.transcript import Transcript
+from samba_asr.text.tokenizer import SPECIAL_IDS, Tokenizer
+from samba_asr.transcript import Transcript, Word
 
 
 class Transcriber:
@@ -31,8 +33,11 @@ class Transcriber:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.search = search or model.config.search
+        self.words = model.config.words
         self.name = name
         self.sample_rate = model.config.features.sample_rate
+        self.seconds_per_frame = model.config.features.hop_length / self.sample_rate
+        self._pieces = ["" if i in SPECIAL_IDS else text for i, text in enumerate(tokenizer.pieces())]
 
     @classmethod
     def load(
@@ -81,18 +86,53 @@ class Transcriber:
         """
         arrays = [_checked(waveform) for waveform in waveforms]
         sounding = [array for array in arrays if array.any()]
-        texts = iter(self._texts(sounding) if sounding else [])
+        heard = iter(self._heard(sounding) if sounding else [])
         return [
-            Transcript(next(texts) if array.any() else "", len(array) / self.sample_rate, self.name) for array in arrays
+            next(heard) if array.any() else Transcript("", len(array) / self.sample_rate, self.name) for array in arrays
         ]
 
     @torch.inference_mode()
-    def _texts(self, arrays: Sequence[np.ndarray]) -> list[str]:
+    def features(self, waveform: np.ndarray) -> np.ndarray:
+        """Return the log-mel frames that the model makes of a waveform, (frames, n_mels), every ``hop_length`` samples.
+
+        Raises ValueError as :meth:`transcribe`.
+        """
+        waveforms, lengths = _padded([_checked(waveform)])
+        device = next(self.model.parameters()).device
+        features, _ = self.model.features(waveforms.to(device), lengths.to(device))
+        frames: np.ndarray = features[0].cpu().numpy()
+        return frames
+
+    @torch.inference_mode()
+    def _heard(self, arrays: Sequence[np.ndarray]) -> list[Transcript]:
         device = next(self.model.parameters()).device
         waveforms, lengths = _padded(arrays)
         encoder_out, encoder_lengths = self.model.encode(waveforms.to(device), lengths.to(device))
-        tokens = search_tokens(self.model, encoder_out, encoder_lengths, self.search)
-        return [" ".join(self.tokenizer.decode(ids).split()) for ids in tokens]
+        log_probs = self.model.ctc_log_probs(encoder_out, encoder_lengths).cpu().numpy()
+        found = search_stretches(self.model, encoder_out, encoder_lengths, log_probs, self.search)
+        return [
+            self._transcript(len(array) / self.sample_rate, said, stretches)
+            for array, said, stretches in zip(arrays, log_probs, found, strict=True)
+        ]
+
+    def _transcript(self, duration: float, log_probs: np.ndarray, stretches: Sequence[Found]) -> Transcript:
+        """log_probs: what CTC says of a recording, (states, vocab_size); stretches: what the search found in it."""
+        tokens = [token for found in stretches for token in found.tokens]
+        # A piece that begins a word says so itself: joined, the last and the first word of two stretches stay two.
+        words = self.tokenizer.decode(tokens).split()
+        return Transcript(" ".join(words), duration, self.name, self._words(words, duration, log_probs, stretches))
+
+    def _words(
+        self, words: list[str], duration: float, log_probs: np.ndarray, stretches: Sequence[Found]
+    ) -> tuple[Word, ...]:
+        if not words:
+            return ()
+        spelt = [found._replace(tokens=self.model.spell_text(found.tokens)) for found in stretches]
+        texts = [self._pieces[piece] for found in spelt for piece in found.tokens]
+        placed = place_words(words, texts, place_pieces(log_probs, spelt))
+        starts, ends = word_times(placed, self.model.seconds_per_state, duration, self.words)
+        columns = (starts, ends, confidence(placed.log_probs, self.words))
+        return tuple(map(Word, words, *(column.tolist() for column in columns)))
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

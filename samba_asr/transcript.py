@@ -6,6 +6,20 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class Word:
+    """One word of a recording."""
+
+    text: str
+    """Without spaces."""
+    start: float
+    """Seconds from the begin of the recording."""
+    end: float
+    """Seconds; not before start, and not after the next word's."""
+    confidence: float
+    """How likely the word is right, from 0 to 1: in calibrated models, so many of such words are."""
+
+
+@dataclass(frozen=True)
 class Transcript:
     """The words of one recording."""
 
@@ -15,7 +29,24 @@ class Transcript:
     """Length of the audio in seconds."""
     model: str
     """Name of the model that heard them."""
+    words: tuple[Word, ...] = ()
+    """The text's words, one by one, in order."""
+
+    @property
+    def confidence(self) -> float:
+        """How many of the words are likely right, from 0 to 1: their mean; 0 where there are none."""
+        return sum(word.confidence for word in self.words) / len(self.words) if self.words else 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        return dataclasses.asdict(self)
+        """Return plain values, for JSON: seconds to the millisecond, confidence to three places."""
+        words = [
+            {name: round(value, 3) if isinstance(value, float) else value for name, value in each.items()}
+            for each in map(dataclasses.asdict, self.words)
+        ]
+        return {
+            "text": self.text,
+            "duration": self.duration,
+            "confidence": round(self.confidence, 3),
+            "words": words,
+            "model": self.model,
+        }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from samba_asr.model.alignment import LEAD, align, listening_place, listening_places
+from samba_asr.model.alignment import LEAD, align, align_spans, listening_place, listening_places
 from samba_asr.text.tokenizer import BLANK_ID
 
 VOCAB_SIZE = 7
@@ -18,19 +18,20 @@ def random_log_probs(*shape, seed):
 
 
 def said(path):
-    """Return the text of a path, with the state in which each of its pieces is first said."""
+    """Return the text of a path, with the states in which each of its pieces is first and last said."""
     runs, state = [], 0
     for piece, run in itertools.groupby(path):
+        end = state + len(list(run))
         if piece != BLANK_ID:
-            runs.append((piece, state))
-        state += len(list(run))
-    return tuple(piece for piece, _ in runs), [state for _, state in runs]
+            runs.append((piece, state, end - 1))
+        state = end
+    return tuple(piece for piece, _, _ in runs), [first for _, first, _ in runs], [last for _, _, last in runs]
 
 
 def exhaustive(log_probs, text):
-    """Return the first states of the text's likeliest path, out of all paths; None if no path says the text."""
+    """Return the first and the last states of the text's likeliest path, out of all paths; None if none says it."""
     paths = [
-        (sum(row[piece] for row, piece in zip(log_probs, path, strict=True)), said(path)[1])
+        (sum(row[piece] for row, piece in zip(log_probs, path, strict=True)), said(path)[1:])
         for path in itertools.product(sorted({BLANK_ID, *text}), repeat=len(log_probs))
         if said(path)[0] == tuple(text)
     ]
@@ -41,6 +42,10 @@ def as_lists(alignments):
     return [None if firsts is None else firsts.tolist() for firsts in alignments]
 
 
+def spans_as_lists(alignments):
+    return [None if spans is None else (spans.firsts.tolist(), spans.lasts.tolist()) for spans in alignments]
+
+
 TEXTS = [[4, 5, 4], [], [4, 4], [5, 5, 5, 6], [6], [4, 4, 4, 4], [1, 4], []]
 STATES = [6, 3, 3, 6, 1, 6, 0, 0]
 
@@ -48,9 +53,10 @@ STATES = [6, 3, 3, 6, 1, 6, 0, 0]
 @pytest.mark.parametrize("seed", range(4))
 def test_the_likeliest_of_all_paths(seed):
     log_probs = random_log_probs(len(TEXTS), 6, VOCAB_SIZE, seed=seed)
-    found = as_lists(align(log_probs, STATES, TEXTS))
+    found = spans_as_lists(align_spans(log_probs, STATES, TEXTS))
     expected = [exhaustive(row[:n], text) for row, n, text in zip(log_probs, STATES, TEXTS, strict=True)]
     assert found == expected
+    assert as_lists(align(log_probs, STATES, TEXTS)) == [spans and spans[0] for spans in expected]
     assert [row is None for row in found] == [False, False, False, False, False, True, True, True]
 
 
@@ -58,8 +64,15 @@ def test_the_likeliest_of_all_paths(seed):
 def test_no_fewer_states_than_pieces_and_the_blanks_between_equal_ones(text):
     needed = len(text) + sum(a == b for a, b in itertools.pairwise(text))
     log_probs = random_log_probs(1, needed, VOCAB_SIZE, seed=0)
-    assert as_lists(align(log_probs, [needed], [text])) == [exhaustive(log_probs[0], text)]
+    assert spans_as_lists(align_spans(log_probs, [needed], [text])) == [exhaustive(log_probs[0], text)]
     assert align(log_probs[:, :-1], [needed - 1], [text]) == [None]
+
+
+def test_a_piece_may_last():
+    log_probs = np.full((1, 7, VOCAB_SIZE), -3.0)
+    for state, piece in enumerate([BLANK_ID, 4, 4, 4, 5, BLANK_ID, 4]):
+        log_probs[0, state, piece] = -0.1
+    assert spans_as_lists(align_spans(log_probs, [7], [[4, 5, 4]])) == [([1, 4, 6], [3, 4, 6])]
 
 
 def test_equals_torchaudio():
@@ -74,7 +87,7 @@ def test_equals_torchaudio():
         text = random.integers(4, VOCAB_SIZE, 12).tolist()
         log_probs = random_log_probs(1, 60, VOCAB_SIZE, seed=seed)
         (path,), _ = forced_align(torch.from_numpy(log_probs), torch.tensor([text]), blank=BLANK_ID)
-        assert as_lists(align(log_probs, [60], [text])) == [said(path.tolist())[1]]
+        assert spans_as_lists(align_spans(log_probs, [60], [text])) == [said(path.tolist())[1:]]
 
 
 @pytest.mark.parametrize("rubbish", [1e3, -1e3, float("nan")])
@@ -82,12 +95,12 @@ def test_padding_and_neighbours_change_nothing(rubbish):
     texts, states = [[4, 4, 5, 6] * 3, [5], [], [6, 6]], [40, 17, 9, 0]
     log_probs = random_log_probs(4, 40, VOCAB_SIZE, seed=1)
     alone = [
-        *(align(row[None, :n], [n], [text])[0] for row, n, text in zip(log_probs, states, texts, strict=True)),
+        *(align_spans(row[None, :n], [n], [text])[0] for row, n, text in zip(log_probs, states, texts, strict=True)),
     ]
     for row, n in zip(log_probs, states, strict=True):
         row[n:] = rubbish
-    assert as_lists(align(log_probs, states, texts)) == as_lists(alone)
-    assert as_lists(align(log_probs[:1], states[:1], texts[:1])) == as_lists(alone[:1])
+    assert spans_as_lists(align_spans(log_probs, states, texts)) == spans_as_lists(alone)
+    assert spans_as_lists(align_spans(log_probs[:1], states[:1], texts[:1])) == spans_as_lists(alone[:1])
 
 
 def test_places_by_hand():

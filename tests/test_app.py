@@ -45,8 +45,11 @@ def text_file(tmp_path):
 
 def test_a_clip_gives_its_words(client, transcriber, clips):
     for path in (clips[0][0], clips[-1][0]):  # mp3, opus
-        words = client.predict(gradio_client.handle_file(path), api_name="/transcribe")
-        assert words == transcriber.transcribe(path).text != ""
+        words, picture = client.predict(gradio_client.handle_file(path), api_name="/transcribe")
+        transcript = transcriber.transcribe(path)
+        assert words == transcript.text != ""
+        assert re.findall(r"<text[^>]*font-weight[^>]*>([^<]*)</text>", picture) == words.split()
+        assert f"{transcript.words[0].start:.2f} to {transcript.words[0].end:.2f} s" in picture
 
 
 def test_a_text_file_gives_a_clear_message(client, text_file):
@@ -62,7 +65,7 @@ def test_nothing_gives_a_clear_message(client):
 def test_the_page_works_on_after_an_error(client, transcriber, clips, text_file):
     with pytest.raises(AppError):
         client.predict(gradio_client.handle_file(text_file), api_name="/transcribe")
-    words = client.predict(gradio_client.handle_file(clips[0][0]), api_name="/transcribe")
+    words, _ = client.predict(gradio_client.handle_file(clips[0][0]), api_name="/transcribe")
     assert words == transcriber.transcribe(clips[0][0]).text
 
 
@@ -158,6 +161,9 @@ def test_in_chromium_an_uploaded_clip_s_words_appear(browser, url, transcriber, 
     wait_for(lambda: find("input[type=file]"))[0].send_keys(str(clips[0][0]))
     words = wait_for(lambda: find("#words textarea")[0].get_attribute("value"))
     assert words == transcriber.transcribe(clips[0][0]).text
+    drawn = wait_for(lambda: find("#picture svg .word text"))
+    assert [word.get_attribute("textContent") for word in drawn] == words.split()
+    assert find("#picture svg image")[0].size["height"] > 50
     browser.save_screenshot(str(tmp_path / "words.png"))
 
     browser.get(url)

@@ -3,13 +3,16 @@
 import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from samba_asr.audio.load import load_audio
 from samba_asr.ssm.native import load_kernels
-from samba_asr.training.manifest import Utterance, write_manifest
+from samba_asr.training.manifest import Utterance, read_manifest, write_manifest
+from samba_asr.transcriber import Transcriber
+from samba_asr.transcript import Word
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -40,6 +43,11 @@ def robustness():
 @pytest.fixture(scope="module")
 def asr():
     return loaded("asr")
+
+
+@pytest.fixture(scope="module")
+def word_times():
+    return loaded("word_times")
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +134,56 @@ def test_robustness_prints_both_tables(robustness, tiny_checkpoint, manifest, tm
     assert "missing.jsonl does not exist" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["length", "robustness"])
+def test_joined_words_lie_where_it_says(word_times):
+    rate = 1000
+    loud = [np.full(n, 0.5, np.float32) for n in (120, 80, 200)]
+    quiet = [np.pad(waveform, (30, 50), constant_values=0.001) for waveform in loud]
+    assert [len(word_times.trimmed(waveform, rate)) for waveform in quiet] == [120, 80, 200]
+    assert len(word_times.trimmed(np.zeros(40, np.float32), rate)) == 0
+    made = word_times.joined(list(zip("abc", loud, strict=True)), rate, np.random.default_rng(0))
+    edges = np.flatnonzero(np.diff((made.waveform > 0).astype(int), prepend=0, append=0)) / rate
+    assert edges.tolist() == [seconds for word in made.words for seconds in (word.start, word.end)]
+    gaps = np.diff([0, *edges, len(made.waveform) / rate])[::2]
+    assert len(set(gaps)) == 4 and gaps.min() >= 0.25 and gaps.max() <= 0.6
+    assert [word.text for word in made.words] == ["a", "b", "c"]
+
+
+def test_times_are_compared_word_by_word(word_times):
+    said = [Word(text, i, i + 0.5, 1.0) for i, text in enumerate(("One", "two", "three", "four"))]
+    heard = [Word("one", 0.1, 0.4, 1.0), Word("tree", 1.0, 2.0, 1.0), Word("four", 2.9, 3.7, 1.0)]
+    assert np.allclose(word_times.errors(said, heard), [(0.1, -0.1), (-0.1, 0.2)])
+    table = word_times.table(np.array([(0.05, -0.07), (-0.15, 0.3), (0.02, 0.02)]), 4).splitlines()
+    assert table[0] == "3 of 4 words recognised"
+    assert cells(table[-2]) == ["starts", "+20", "50", "130", "66.7 %", "66.7 %", "100.0 %"]
+    assert cells(table[-1])[:3] == ["ends", "+20", "70"]
+
+
+def test_word_times_prints_its_table(word_times, tiny_checkpoint, manifest, capsys, monkeypatch):
+    options = ["--model", str(tiny_checkpoint), "--manifest", str(manifest), "--words", "2"]
+    assert word_times.main(options) == 1  # the clips are no single words
+    assert "no word was recognised" in capsys.readouterr().err
+    late = []
+
+    def heard(self, waveform):
+        late.append(len(waveform))
+        return SimpleNamespace(words=[Word(read_manifest(manifest)[0].text, 1.25, 99.0, 1.0)])
+
+    monkeypatch.setattr(Transcriber, "transcribe", heard)
+    assert word_times.main(options) == 0
+    assert len(late) == 2  # three recordings, two in one
+    out = capsys.readouterr().out
+    assert out.startswith("tiny-random, ctc: 1 of 3 words recognised")
+    assert [cells(line)[0] for line in out.splitlines()[-2:]] == ["starts", "ends"]
+    assert word_times.main([*options[:2], "--manifest", "missing.jsonl"]) == 2
+    assert "missing.jsonl does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["length", "robustness", "word_times"])
 def test_help_teaches(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         loaded(name).main(["--help"])
     assert stopped.value.code == 0
-    assert f"python benchmarks/{name}.py --model" in capsys.readouterr().out
+    assert re.search(rf"python benchmarks/{name}.py --m\w+ ", capsys.readouterr().out)
 
 
 PEER = """

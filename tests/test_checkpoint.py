@@ -12,9 +12,9 @@ import torch
 from model_fixture import CONFIG
 from safetensors.torch import load_file, save_file
 
-from samba_asr.config import CONFIG_VERSION, MixerConfig, SearchConfig
+from samba_asr.config import CONFIG_VERSION, MixerConfig, SearchConfig, WordConfig
 from samba_asr.model.asr import SambaASR
-from samba_asr.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from samba_asr.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, save_config
 from samba_asr.text.tokenizer import Tokenizer
 
 
@@ -142,7 +142,7 @@ def test_version_1_takes_the_defaults_of_what_came_later(folder):
 
 def test_version_6_had_no_s4d(folder):
     before, config = load_checkpoint(folder)[0].config, json.loads((folder / "config.json").read_text())
-    assert config["version"] == CONFIG_VERSION == 7
+    assert config["version"] == CONFIG_VERSION == 8
     for part in ("encoder", "decoder"):
         del config["model"][part]["mixer"]["s4d_init"]
     change_config(folder, version=6, model=config["model"])
@@ -150,6 +150,26 @@ def test_version_6_had_no_s4d(folder):
     change_config(folder, version=7)
     with pytest.raises(CheckpointError, match=r"model.encoder.mixer lacks s4d_init"):
         load_checkpoint(folder)
+
+
+def test_version_7_knew_nothing_of_words(folder):
+    config = json.loads((folder / "config.json").read_text())
+    assert WordConfig(**config["model"].pop("words")) == WordConfig(0.0, 0.0, 1.0, 0.0)
+    change_config(folder, version=7, model=config["model"])
+    assert load_checkpoint(folder)[0].config.words == WordConfig()
+    change_config(folder, version=8)
+    with pytest.raises(CheckpointError, match=r"model lacks words"):
+        load_checkpoint(folder)
+
+
+def test_a_config_is_saved_alone(folder):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    config = load_checkpoint(folder)[0].config
+    changed = replace(config, words=WordConfig(-0.05, 0.1, 0.5, 0.25))
+    save_config(folder, changed)
+    assert load_checkpoint(folder)[0].config == changed
+    save_config(folder, config)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_config_that_is_no_json_or_not_ours(folder):

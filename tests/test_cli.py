@@ -65,10 +65,39 @@ def test_json_is_one_object_a_line(paths, transcripts, capsys):
     assert main(["--output-format", "json", *paths]) == 0
     lines = capsys.readouterr().out.splitlines()
     for line, path, transcript in zip(lines, paths, transcripts, strict=True):
-        expected = {"path": path, "duration": transcript.duration, "text": transcript.text, "model": "tiny-random"}
+        expected = {
+            "path": path,
+            "duration": transcript.duration,
+            "text": transcript.text,
+            "confidence": round(transcript.confidence, 3),
+            "model": "tiny-random",
+        }
         assert list(json.loads(line).items()) == list(expected.items())
     assert main(["--output-format", "json", paths[0]]) == 0
     assert capsys.readouterr().out.splitlines() == lines[:1]
+
+
+def test_word_timestamps_in_json_are_a_list(paths, transcripts, capsys):
+    assert main(["--output-format", "json", "--word-timestamps", paths[0]]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == ["path", "duration", "text", "confidence", "words", "model"]
+    assert found["words"] == transcripts[0].to_dict()["words"]
+    assert [word["text"] for word in found["words"]] == found["text"].split()
+
+
+def test_word_timestamps_in_txt_are_lines_below_the_words(paths, transcripts, tmp_path, capsys):
+    def expected(transcript, before):
+        lines = [f"{w.start:.3f}\t{w.end:.3f}\t{w.confidence:.3f}\t{w.text}" for w in transcript.words]
+        return "".join(f"{before}{line}\n" for line in [transcript.text, *lines])
+
+    assert main(["--word-timestamps", paths[0]]) == 0
+    assert capsys.readouterr().out == expected(transcripts[0], "")
+    assert main(["--word-timestamps", *paths[:2]]) == 0
+    both = zip(transcripts, paths[:2], strict=False)
+    assert capsys.readouterr().out == "".join(expected(transcript, f"{path}\t") for transcript, path in both)
+    assert main(["--word-timestamps", "--output-dir", str(tmp_path), *paths[:2]]) == 0
+    for path, transcript in zip(paths[:2], transcripts, strict=False):
+        assert (tmp_path / f"{Path(path).stem}.txt").read_text() == expected(transcript, "")
 
 
 def test_search_and_model_are_passed_on(tiny_checkpoint, paths, transcripts, capsys, monkeypatch):
@@ -309,6 +338,7 @@ def test_help_teaches(capsys):
         "--output-dir",
         "autoregressive",
         "rescoring",
+        "--word-timestamps",
     ):
         assert word in out
 

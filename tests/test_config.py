@@ -71,6 +71,8 @@ def test_tiny_is_deep_enough():
         ({"search": {"beam_size": 0}}, r"beam_size \(0\) must be positive"),
         ({"search": {"beam_size": 8.0}}, r"model.search.beam_size \(8.0\) must be of type int"),
         ({"search": {"ctc_weight": 1.5}}, r"ctc_weight \(1.5\) must be in \[0, 1\]"),
+        ({"words": {"start_shift": float("nan")}}, r"start_shift \(nan\) must be a number"),
+        ({"words": {"confidence_scale": -0.5}}, r"confidence_scale \(-0.5\) must not be negative"),
     ],
 )
 def test_bad_values_are_named(change, message):

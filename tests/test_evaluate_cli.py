@@ -42,7 +42,14 @@ class Counter:
 
     def transcribe_batch(self, waveforms):
         self.batches.append([len(waveform) / self.sample_rate for waveform in waveforms])
-        return [SimpleNamespace(text=self.words(seconds), duration=seconds) for seconds in self.batches[-1]]
+        return [
+            SimpleNamespace(
+                text=self.words(seconds),
+                duration=seconds,
+                words=[SimpleNamespace(confidence=seconds) for _ in self.words(seconds).split()],
+            )
+            for seconds in self.batches[-1]
+        ]
 
     @staticmethod
     def words(seconds):
@@ -100,6 +107,8 @@ def test_each_hypothesis_comes_back_to_its_utterance(evaluate, utterances):
     assert result.wer.errors == 0
     assert result.wer.words == 45
     assert result.audio_seconds == pytest.approx(4.5)
+    assert result.utterances[0].confidences == (0.7,) * 7
+    assert result.judged_words[:7] == [(0.7, True)] * 7
     assert result.utterances[0].speaker == "someone"
     assert result.utterances[0].corpus == "made up"
     assert max(map(len, transcriber.batches)) > 2
@@ -216,6 +225,8 @@ def test_a_whole_run(manifests, model_folder, tmp_path):
     for row in rows:  # batched equals alone
         transcript = transcriber.transcribe(row["audio"])
         assert (row["hypothesis"], row["duration"]) == (transcript.text, transcript.duration)
+        assert row["confidences"] == pytest.approx([word.confidence for word in transcript.words], abs=2e-4)
+    assert "Confidence of " in report and len(list(out.glob("*-confidence.png"))) == 2
 
 
 def test_search_limit_and_no_report(evaluate, manifests, model_folder, tmp_path, capsys, monkeypatch):

@@ -32,6 +32,7 @@ ALLOWED = {
     "model": FRONT,
     "decoding": FRONT | {"model"},
     "transcript": RECOGNISER,
+    "picture": {"transcript"},
     "transcriber": RECOGNISER | {"transcript"},
     "export": RECOGNISER | {"transcript", "transcriber"},
     "cli": RECOGNISER | {"transcript", "transcriber"},
@@ -43,7 +44,7 @@ ALLOWED = {
 
 SCRIPTS = {
     "transcribe.py": {"cli"},
-    "app.py": RECOGNISER | {"transcript", "transcriber", "cli"},
+    "app.py": RECOGNISER | {"transcript", "transcriber", "picture", "cli"},
     "recipes": set(ALLOWED),
     "benchmarks": set(ALLOWED),
 }

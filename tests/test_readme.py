@@ -107,14 +107,19 @@ def test_transcribing(folder, tiny_checkpoint, clips):
     assert (folder / "words.tsv").read_text() == f"one.mp3\t{one}\ntwo.mp3\t{two}\n"
     assert [one in out[1], two in out[2]] == [True, True]
     assert (folder / "words" / "two.txt").read_text() == f"{two}\n"
-    for line, search in zip(out[4:], ("rescoring", "joint", "ctc"), strict=True):
+    for line, search in zip(out[4:7], ("rescoring", "joint", "ctc"), strict=True):
         assert line == Transcriber.load(tiny_checkpoint, search=search).transcribe(folder / "audio.wav").text
+    timed = transcriber.transcribe(folder / "audio.wav")
+    assert [line.split("\t")[-1] for line in out[7:]] == [timed.text, *(word.text for word in timed.words)]
 
 
 def test_python(folder, tiny_checkpoint):
     (block,) = (block for kind, block in BLOCKS if kind == "python")
     out = in_readme(f"python -c {shlex.quote(block)}", folder, SAMBA_ASR_MODEL=str(tiny_checkpoint))
-    assert out == Transcriber.load(tiny_checkpoint).transcribe(folder / "audio.wav").text + "\n"
+    expected = Transcriber.load(tiny_checkpoint).transcribe(folder / "audio.wav")
+    text, *words = out.splitlines()
+    assert text == expected.text
+    assert [line.split(" ")[-1] for line in words] == [word.text for word in expected.words]
 
 
 def make_mini_librispeech(folder, clips):

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
@@ -110,6 +111,18 @@ def test_report(results, features, tmp_path):
     assert sum(line["words"] for line in lines) == 21 + 8
     assert sum(line["raw_errors"] for line in lines) == combine(results).raw_wer.errors
     assert lines[0]["reference"] == results[0].utterances[0].reference
+
+
+def test_confidence_has_a_picture_where_it_is_known(results, features, tmp_path):
+    sure = replace(
+        results[0].utterances[1], hypothesis="simmer for two minutes uh", confidences=(0.9, 0.8, 0.3, 0.1, 0.5)
+    )
+    result = SetResult("s", [results[0].utterances[0], sure], seconds=1.0)
+    assert result.judged_words == [(0.9, True), (0.8, True), (0.3, False), (0.1, False)]
+    text = write_report(tmp_path, [result], {}, features, worst_count=0).read_text(encoding="utf-8")
+    assert "Confidence of 4 words, of which 50.00 % are right: expected calibration error 0.175, in 4 bins" in text
+    assert "![Confidence of words](1-s-confidence.png)" in text
+    assert matplotlib.image.imread(tmp_path / "1-s-confidence.png")[:, :, :3].std() > 0.01
 
 
 def test_a_single_set_needs_no_row_for_all(results, features, tmp_path):

@@ -1,16 +1,22 @@
 """From audio to a transcript."""
 
 import dataclasses
+import json
+import math
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from samba_asr import transcriber as transcriber_module
 from samba_asr.audio.load import AudioDecodeError, load_audio
-from samba_asr.config import SearchConfig
+from samba_asr.config import SearchConfig, WordConfig
+from samba_asr.decoding import search
 from samba_asr.decoding.search import search_tokens
+from samba_asr.decoding.stretches import Found
 from samba_asr.model.checkpoint import load_checkpoint
+from samba_asr.model.pretrained import PRETRAINED
 from samba_asr.transcriber import Transcriber
 
 
@@ -22,6 +28,16 @@ def transcriber(request, tiny_checkpoint):
 @pytest.fixture(scope="module")
 def waveforms(clips):
     return [load_audio(path) for path, _ in clips]
+
+
+def assert_same(found, expected):
+    """Transcripts are equal; confidences to what a batch's arithmetic may change."""
+    assert [dataclasses.replace(each, words=()) for each in found] == [
+        dataclasses.replace(each, words=()) for each in expected
+    ]
+    for one, other in zip(found, expected, strict=True):
+        assert [(w.text, w.start, w.end) for w in one.words] == [(w.text, w.start, w.end) for w in other.words]
+        assert [w.confidence for w in one.words] == pytest.approx([w.confidence for w in other.words], abs=1e-4)
 
 
 def test_a_transcript_is_model_search_and_tokenizer_in_a_row(transcriber, tiny_checkpoint, clips, waveforms):
@@ -42,6 +58,82 @@ def test_the_text_depends_on_the_audio(transcriber, clips):
     assert all(texts)
 
 
+def check_words(transcript):
+    words = transcript.words
+    assert [word.text for word in words] == transcript.text.split()
+    times = [seconds for word in words for seconds in (word.start, word.end)]
+    assert times == sorted(times)
+    assert all(0 <= seconds <= transcript.duration for seconds in times)
+    assert all(0 <= word.confidence <= 1 for word in words)
+    assert 0 <= transcript.confidence <= 1
+
+
+@pytest.mark.parametrize("shift", [-3.0, 0.0, 3.0])
+def test_every_word_has_its_time(tiny_checkpoint, transcriber, waveforms, shift):
+    shifted = Transcriber(transcriber.model, transcriber.tokenizer, transcriber.search)
+    shifted.words = WordConfig(start_shift=shift, end_shift=-shift)
+    for transcript in shifted.transcribe_batch([*waveforms, waveforms[0][:900], waveforms[0][:80]]):
+        check_words(transcript)
+
+
+def test_words_lie_where_their_pieces_are_said(tiny_checkpoint, waveforms):
+    """CTC's best path says them there; the words' pieces share no state."""
+    model, tokenizer = load_checkpoint(tiny_checkpoint)
+    transcriber = Transcriber(model, tokenizer)
+    assert transcriber.search.search == "ctc"
+    transcript = transcriber.transcribe(waveforms[0])
+    with torch.no_grad():
+        states = model.encode(torch.from_numpy(waveforms[0])[None], torch.tensor([len(waveforms[0])]))
+        best = model.ctc_log_probs(*states)[0].argmax(-1)
+    assert len(transcript.words) > 3
+    for word in transcript.words:
+        first, last = (round(seconds / model.seconds_per_state) for seconds in (word.start, word.end))
+        heard = [int(i) for i in torch.unique_consecutive(best[first:last])]
+        assert tokenizer.decode(heard) == word.text
+
+
+def test_a_long_recording_s_words_have_their_times(transcriber, waveforms, monkeypatch):
+    waveform = np.concatenate(waveforms[:3])
+    monkeypatch.setattr(search, "LONGEST_SECONDS", 2.0)
+    transcript = transcriber.transcribe(waveform)
+    check_words(transcript)
+    assert transcript.words[-1].start > 0.8 * transcript.duration
+
+
+def test_a_text_that_ctc_cannot_say_is_spread_over_the_recording(transcriber, waveforms, monkeypatch):
+    short = waveforms[0][:8_000]
+    tokens = [token for token in range(4, 30)] * 3
+    monkeypatch.setattr(
+        transcriber_module, "search_stretches", lambda model, out, lengths, said, config: [[Found(0, 12, tokens)]]
+    )
+    transcript = transcriber.transcribe(short)
+    check_words(transcript)
+    assert len(transcript.words) > 3
+    assert transcript.words[0].start < 0.1 and transcript.words[-1].end > 0.4
+    assert transcript.confidence < 0.5
+
+
+def test_confidence_is_the_setting_s(tiny_checkpoint, waveforms):
+    transcriber = Transcriber.load(tiny_checkpoint)
+    raw = [word.confidence for word in transcriber.transcribe(waveforms[0]).words]
+    assert len(set(raw)) == len(raw) > 3
+    transcriber.words = WordConfig(confidence_scale=2.0, confidence_bias=1.0)
+    found = [word.confidence for word in transcriber.transcribe(waveforms[0]).words]
+    assert found == pytest.approx([1 / (1 + math.exp(-2 * math.log(p / (1 - p)) - 1)) for p in raw])
+    nothing = transcriber.transcribe(np.zeros(8_000, np.float32))
+    assert (nothing.words, nothing.confidence) == ((), 0.0)
+
+
+def test_features_are_what_the_model_sees(tiny_checkpoint, waveforms):
+    transcriber = Transcriber.load(tiny_checkpoint)
+    features = transcriber.features(waveforms[0])
+    expected, _ = transcriber.model.features(torch.from_numpy(waveforms[0])[None], torch.tensor([len(waveforms[0])]))
+    assert np.array_equal(features, expected[0].numpy())
+    assert len(features) * transcriber.seconds_per_frame == pytest.approx(5.855, abs=0.02)
+    with pytest.raises(ValueError, match="mono"):
+        transcriber.features(np.zeros((2, 5), np.float32))
+
+
 def test_words_are_separated_by_single_spaces(transcriber, clips, monkeypatch):
     monkeypatch.setattr(transcriber.tokenizer, "decode", lambda ids: " two  words ")
     assert transcriber.transcribe(clips[0][0]).text == "two words"
@@ -49,7 +141,7 @@ def test_words_are_separated_by_single_spaces(transcriber, clips, monkeypatch):
 
 def test_a_batch_equals_one_by_one(transcriber, waveforms):
     batch = [*waveforms, waveforms[0][:900], np.zeros(0, np.float32), np.zeros(8_000, np.float32)]
-    assert transcriber.transcribe_batch(batch) == [transcriber.transcribe(waveform) for waveform in batch]
+    assert_same(transcriber.transcribe_batch(batch), [transcriber.transcribe(waveform) for waveform in batch])
 
 
 def test_no_batch_at_all(transcriber):
@@ -174,6 +266,29 @@ def test_a_device_that_cannot_hold_anything_says_so(tiny_checkpoint, device, mon
 
 def test_a_transcript_is_plain_values(tiny_checkpoint, clips):
     transcript = Transcriber.load(tiny_checkpoint).transcribe(clips[0][0])
-    assert transcript.to_dict() == {"text": transcript.text, "duration": transcript.duration, "model": "tiny-random"}
+    values = transcript.to_dict()
+    assert list(values) == ["text", "duration", "confidence", "words", "model"]
+    assert (values["text"], values["duration"], values["model"]) == (transcript.text, 5.855, "tiny-random")
+    assert values["confidence"] == round(transcript.confidence, 3)
+    assert values["words"][0] == {
+        "text": transcript.words[0].text,
+        "start": round(transcript.words[0].start, 3),
+        "end": round(transcript.words[0].end, 3),
+        "confidence": round(transcript.words[0].confidence, 3),
+    }
+    assert json.loads(json.dumps(values)) == values
     with pytest.raises(dataclasses.FrozenInstanceError):
         transcript.text = ""
+
+
+@pytest.mark.parametrize("search", ["ctc", "joint", "autoregressive"])
+def test_the_shipped_model_s_words_lie_between_the_silences(search, waveforms):
+    """Of LibriSpeech's clips: the first word starts where sound does, the last one ends where it does."""
+    transcriber = Transcriber.load(PRETRAINED / "samba-tiny-en", search=search)
+    for waveform in waveforms[:5]:
+        words = transcriber.transcribe(waveform).words
+        frames = waveform[: len(waveform) // 160 * 160].reshape(-1, 160)  # 10 ms
+        levels = np.sqrt((frames.astype(np.float64) ** 2).mean(1))
+        loud = np.flatnonzero(levels > 0.05 * levels.max()) / 100
+        assert words[0].start == pytest.approx(loud[0], abs=0.15)
+        assert words[-1].end == pytest.approx(loud[-1], abs=0.2)

@@ -165,7 +165,12 @@ def transcribe_set(
                 if isinstance(transcript, Exception):
                     note_unreadable(utterances[i].audio, transcript, unreadable)
                 else:
-                    scored[i] = replace(scored[i], hypothesis=transcript.text, duration=transcript.duration)
+                    scored[i] = replace(
+                        scored[i],
+                        hypothesis=transcript.text,
+                        duration=transcript.duration,
+                        confidences=tuple(round(word.confidence, 4) for word in transcript.words),
+                    )
             progress.update(len(batch))
     return SetResult(name, scored, seconds, unreadable)
 

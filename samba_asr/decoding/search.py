@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samba_asr.config import SearchConfig
-from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy, window_greedy
+from samba_asr.decoding.greedy import UNSAID, autoregressive_greedy, ctc_greedy, window_greedy
 from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import Hypothesis, ctc_prefix_beam
 from samba_asr.decoding.rescoring import Reading, rescore
 from samba_asr.decoding.spelling import spelling_tree
-from samba_asr.decoding.stretches import LONGEST_SECONDS, Stretch, cut_at_blanks, stretch_batches
+from samba_asr.decoding.stretches import LONGEST_SECONDS, Found, Stretch, cut_at_blanks, stretch_batches
 from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.asr import SambaASR
 
@@ -30,18 +30,48 @@ def search_tokens(
     log_probs = model.ctc_log_probs(encoder_out, encoder_lengths)
     if config.search == "ctc":
         return ctc_greedy(log_probs, encoder_lengths)
-    said = log_probs.detach().cpu().numpy()
+    found = search_stretches(model, encoder_out, encoder_lengths, log_probs.detach().cpu().numpy(), config)
+    # A piece that begins a word says so itself: joined, the last and the first word of two stretches stay two.
+    return [[token for stretch in row for token in stretch.tokens] for row in found]
+
+
+def search_stretches(
+    model: SambaASR,
+    encoder_out: Tensor,
+    encoder_lengths: Tensor,
+    log_probs: NDArray[np.floating],
+    config: SearchConfig,
+) -> list[list[Found]]:
+    """As :func:`search_tokens`, but tell which tokens were found in which stretch of an utterance, in order; one that
+    need not be cut is one stretch. log_probs: what CTC says, (batch, states, CTC's vocab_size)."""
     longest = round(LONGEST_SECONDS / model.seconds_per_state)
+    if config.search == "ctc":
+        stretches = _cut(log_probs, encoder_lengths, longest)
+        return _by_row(stretches, _greedy_tokens(log_probs, stretches), len(encoder_out))
     if not (encoder_lengths > longest).any():
-        return _decoder_search(model, encoder_out, encoder_lengths, said, config)
-    tokens: list[list[int]] = [[] for _ in encoder_out]
-    stretches = _cut(said, encoder_lengths, longest)
+        tokens = _decoder_search(model, encoder_out, encoder_lengths, log_probs, config)
+        return [[Found(0, end, row)] for end, row in zip(encoder_lengths.tolist(), tokens, strict=True)]
+    stretches = _cut(log_probs, encoder_lengths, longest)
+    tokens = []
     for batch, states, lengths in stretch_batches(encoder_out, stretches):
-        # A piece that begins a word says so itself: joined, the last and the first word stay two.
-        parts = [said[stretch.row, stretch.start : stretch.end] for stretch in batch]
-        for stretch, found in zip(batch, _decoder_search(model, states, lengths, parts, config), strict=True):
-            tokens[stretch.row] += found
-    return tokens
+        parts = [log_probs[stretch.row, stretch.start : stretch.end] for stretch in batch]
+        tokens += _decoder_search(model, states, lengths, parts, config)
+    return _by_row(stretches, tokens, len(encoder_out))
+
+
+def _by_row(stretches: Sequence[Stretch], tokens: Sequence[list[int]], rows: int) -> list[list[Found]]:
+    found: list[list[Found]] = [[] for _ in range(rows)]
+    for stretch, of_stretch in zip(stretches, tokens, strict=True):
+        found[stretch.row].append(Found(stretch.start, stretch.end, of_stretch))
+    return found
+
+
+def _greedy_tokens(log_probs: NDArray[np.floating], stretches: Sequence[Stretch]) -> list[list[int]]:
+    """Return the tokens of CTC's best path that begin in each stretch: together, those of :func:`ctc_greedy`."""
+    best = log_probs.argmax(-1)
+    begins = (np.diff(best, prepend=-1) != 0) & ~np.isin(best, UNSAID)
+    parts = [(stretch.row, slice(stretch.start, stretch.end)) for stretch in stretches]
+    return [best[part][begins[part]].tolist() for part in parts]
 
 
 def _cut(log_probs: NDArray[np.floating], encoder_lengths: Tensor, longest: int) -> list[Stretch]:

@@ -26,6 +26,14 @@ class Stretch(NamedTuple):
     end: int
 
 
+class Found(NamedTuple):
+    """What a search found in states start to end - 1 of one utterance."""
+
+    start: int
+    end: int
+    tokens: list[int]
+
+
 def cut_at_blanks(log_probs: NDArray[np.floating], length: int, longest: int) -> list[tuple[int, int]]:
     """Cut an utterance where the CTC head hears a pause; return each stretch's first state and the one after its last.
 

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from samba_asr.config import FeatureConfig
+from samba_asr.evaluation.confidence import Bin
 from samba_asr.evaluation.wer import DurationBucket
 
 TITLE_WIDTH, TITLE_LINES = 110, 5
@@ -74,4 +75,17 @@ def plot_wer_by_duration(path: str | Path, buckets: Sequence[DurationBucket], ti
     axes.margins(y=0.2)
     axes.set_ylabel("WER, %")
     axes.set_title(title, parse_math=False)
+    figure.savefig(path, dpi=100)
+
+
+def plot_reliability(path: str | Path, bins: Sequence[Bin], title: str) -> None:
+    """Draw the share of right words over their confidence, a point a bin; on the diagonal both are the same."""
+    figure = _figure(4.5, 4.5)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", linewidth=1, label="as it should be")
+    points = [(each.confidence, each.right) for each in bins]
+    axes.plot(*zip(*points, strict=True), color="tab:blue", marker="o", label=f"each {bins[0].words} words")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="share of right words", aspect="equal")
+    axes.set_title(title, parse_math=False)
+    axes.legend(loc="upper left")
     figure.savefig(path, dpi=100)

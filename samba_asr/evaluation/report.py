@@ -13,6 +13,7 @@ import torch
 
 from samba_asr.audio.features import LogMel
 from samba_asr.audio.load import load_audio
+from samba_asr.evaluation.confidence import expected_calibration_error, judge, reliability
 from samba_asr.evaluation.environment import available_cores, git_commit, package_versions, processor_name
 from samba_asr.evaluation.wer import (
     WER,
@@ -57,6 +58,19 @@ class SetResult:
     def raw_wers(self) -> list[WER]:
         """Each utterance's errors in the texts as they are."""
         return score_each(self.utterances, raw=True)
+
+    @cached_property
+    def judged_words(self) -> list[tuple[float, bool]]:
+        """Each word's confidence and whether it is right; without words of which that cannot be said."""
+        return [
+            (confidence, right)
+            for utterance in self.utterances
+            if utterance.confidences
+            for confidence, right in zip(
+                utterance.confidences, judge(utterance.reference, utterance.hypothesis), strict=True
+            )
+            if right is not None
+        ]
 
     @property
     def wer(self) -> WER:
@@ -199,12 +213,31 @@ def _set_section(folder: Path, stem: str, result: SetResult, features: LogMel, w
         image = f"{stem}-by-duration.png"
         plot_wer_by_duration(folder / image, buckets, f"{result.name}: WER by duration")
         parts.append(f"![WER by duration]({image})")
+    parts += _confidence_section(folder, stem, result)
     order = worst(wers, worst_count)
     if order:
         parts.append("### Worst utterances")
     for rank, i in enumerate(order, 1):
         parts += _utterance_section(folder, f"{stem}-worst-{rank}.png", utterances[i], wers[i], features)
     return parts
+
+
+def _confidence_section(folder: Path, stem: str, result: SetResult) -> list[str]:
+    """Return nothing where no confidence is known."""
+    from samba_asr.evaluation.plots import plot_reliability
+
+    judged = result.judged_words
+    if not judged:
+        return []
+    bins = reliability([confidence for confidence, _ in judged], [right for _, right in judged])
+    share = sum(right for _, right in judged) / len(judged)
+    image = f"{stem}-confidence.png"
+    plot_reliability(folder / image, bins, f"{result.name}: confidence of words")
+    said = (
+        f"Confidence of {len(judged)} words, of which {percent(share)} % are right: expected calibration error "
+        f"{expected_calibration_error(bins):.3f}, in {len(bins)} bins of equally many words."
+    )
+    return [said, f"![Confidence of words]({image})"]
 
 
 def _utterance_section(folder: Path, image: str, utterance: ScoredUtterance, wer: WER, features: LogMel) -> list[str]:

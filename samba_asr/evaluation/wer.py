@@ -31,6 +31,8 @@ class ScoredUtterance:
     """Speaker's name in the corpus."""
     corpus: str = ""
     """Corpus's name."""
+    confidences: tuple[float, ...] = ()
+    """Of the hypothesis's words, split at white space; none where they are not known."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Where CTC hears each piece of a text, and where a decoder that listens by windows has to listen for a token."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +14,26 @@ LEAD = 6
 """States: a token is listened for so long before CTC says its first piece, but not before the token before it."""
 
 
+class Spans(NamedTuple):
+    """Where the pieces of a text are said, on CTC's likeliest path through all; each (pieces,) int64, rising."""
+
+    firsts: NDArray[np.int64]
+    """The state in which each piece is first said."""
+    lasts: NDArray[np.int64]
+    """The state in which it is last said."""
+
+
 def align(
     log_probs: Tensor | NDArray[np.floating], lengths: Sequence[int], pieces: Sequence[Sequence[int]]
 ) -> list[NDArray[np.int64] | None]:
-    """Return the state in which each piece of a text is first said, on CTC's likeliest path through all of them.
+    """Return the state in which each piece of a text is first said; arguments as of :func:`align_spans`."""
+    return [None if spans is None else spans.firsts for spans in align_spans(log_probs, lengths, pieces)]
+
+
+def align_spans(
+    log_probs: Tensor | NDArray[np.floating], lengths: Sequence[int], pieces: Sequence[Sequence[int]]
+) -> list[Spans | None]:
+    """Return the states in which each piece of a text is said, on CTC's likeliest path through all of them.
 
     log_probs: (batch, states, vocab_size), on any device; lengths: states of each; pieces: of each text. None for a
     text that has more pieces than CTC can say in its states.
@@ -28,10 +45,11 @@ def align(
         row[1 : 2 * len(text) : 2] = text
     skips = np.zeros(labels.shape, bool)  # past the blank between two different pieces
     skips[:, 3::2] = labels[:, 3::2] != labels[:, 1:-2:2]
-    came, ends = _likeliest(log_probs, *(torch.from_numpy(a).to(log_probs.device) for a in (labels, skips)))
+    came, scores = _likeliest(log_probs, *(torch.from_numpy(a).to(log_probs.device) for a in (labels, skips)))
     lasts = (torch.tensor(lengths, device=log_probs.device) - 1).clamp_min(0)
-    last = ends[lasts, torch.arange(batch, device=log_probs.device)] if len(ends) else ends.new_zeros(batch, 0)
-    return _ways_back(came.cpu().numpy(), last.cpu().numpy(), lengths, [len(text) for text in pieces])
+    ends = scores[lasts, torch.arange(batch, device=log_probs.device)] if len(scores) else scores.new_zeros(batch, 0)
+    rows = zip(came.cpu().numpy().swapaxes(0, 1), ends.cpu().numpy(), lengths, map(len, pieces), strict=True)
+    return [_way_back(came[:states], ends, count) for came, ends, states, count in rows]
 
 
 def _likeliest(log_probs: Tensor, labels: Tensor, skips: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,40 +57,33 @@ def _likeliest(log_probs: Tensor, labels: Tensor, skips: Tensor) -> tuple[Tensor
     path's score, each (states, batch, labels)."""
     said = log_probs.transpose(0, 1).gather(2, labels.expand(log_probs.shape[1], -1, -1))
     barred = torch.zeros(skips.shape, dtype=said.dtype, device=said.device).masked_fill(~skips, -torch.inf)
-    came, ends = [], []
-    best = said.new_full((len(labels), labels.shape[1] + 2), -torch.inf)  # two more in front
-    for state, scores in enumerate(said):
-        if state == 0:
-            best[:, 2:4] = scores[:, :2]
-            came.append(torch.zeros_like(scores, dtype=torch.int8))
-        else:
-            ways = torch.stack([best[:, 2:], best[:, 1:-1], best[:, :-2] + barred])
-            top, move = ways.max(0)
-            came.append(move.to(torch.int8))
-            best = torch.cat([best[:, :2], top + scores], 1)
-        ends.append(best[:, 2:])
-    if not came:
-        return labels.new_zeros(0, *labels.shape, dtype=torch.int8), said
-    return torch.stack(came), torch.stack(ends)
+    best = said.new_full((len(said), len(labels), labels.shape[1] + 2), -torch.inf)  # two labels more in front
+    stay, step, skip = best[:, :, 2:], best[:, :, 1:-1], best[:, :, :-2]
+    stay[:1, :, :2] = said[:1, :, :2]
+    # A call takes longer than its arithmetic, so a state makes few of them: where paths came from is found afterwards.
+    ways = (way[:-1].unbind(0) for way in (stay, step, skip))
+    for stays, steps, skipped, now, score in zip(*ways, stay[1:].unbind(0), said[1:].unbind(0), strict=True):
+        torch.maximum(torch.maximum(stays, steps), skipped + barred, out=now)
+        now += score
+    came = torch.zeros(said.shape, dtype=torch.int8, device=said.device)
+    came[1:] = step[:-1] > stay[:-1]
+    came[1:][skip[:-1] + barred > torch.maximum(stay[:-1], step[:-1])] = 2
+    return came, stay
 
 
-def _ways_back(
-    came: NDArray[np.int8], last: NDArray[np.floating], lengths: Sequence[int], counts: Sequence[int]
-) -> list[NDArray[np.int64] | None]:
-    """came: (states, batch, labels); last: (batch, labels), scores in each recording's last state; counts: pieces."""
-    rows, states, pieces = np.arange(len(counts)), np.array(lengths, np.int64), np.array(counts, np.int64)
-    ends = 2 * pieces
-    label = ends.copy()
-    if last.shape[1] > 1:
-        label -= (pieces > 0) & (last[rows, ends] <= last[rows, np.maximum(ends - 1, 0)])
-    possible = (states > 0) & (last[rows, label] > -np.inf) if len(came) else states > 0
-    firsts = np.zeros((len(counts), max(counts, default=0)), np.int64)
+def _way_back(came: NDArray[np.int8], ends: NDArray[np.floating], count: int) -> Spans | None:
+    """came: (states, labels) of one recording; ends: (labels,), scores in its last state; count: pieces of its text."""
+    label = 2 * count
+    if count and len(ends) and ends[label] <= ends[label - 1]:
+        label -= 1
+    if not len(came) or ends[label] == -np.inf:
+        return None
+    path = np.empty(len(came), np.int64)
     for state in range(len(came) - 1, -1, -1):
-        within = rows[states > state]
-        saying = within[label[within] % 2 == 1]
-        firsts[saying, label[saying] // 2] = state
-        label[within] -= came[state, within, label[within]]
-    return [row[:count] if said else None for row, count, said in zip(firsts, counts, possible, strict=True)]
+        path[state] = label
+        label -= came.item(state, label)
+    pieces = 2 * np.arange(count) + 1
+    return Spans(path.searchsorted(pieces), path.searchsorted(pieces, "right") - 1)
 
 
 def listening_places(firsts: NDArray[np.int64] | None, counts: Sequence[int], states: int) -> list[int]:

@@ -1,6 +1,7 @@
 """The whole recogniser: log-mel, encoder, CTC head, decoder, and their joint loss."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -101,6 +102,11 @@ class SambaASR(nn.Module):
         spellings = self.spellings.cpu().numpy()
         spelt = [spellings[np.array(text, np.int64)] for text in texts]
         return [rows[rows >= 0].tolist() for rows in spelt], [(rows >= 0).sum(1).tolist() for rows in spelt]
+
+    def spell_text(self, tokens: Sequence[int]) -> list[int]:
+        """As :meth:`spell`, the pieces of one text."""
+        (pieces,), _ = self.spell(torch.tensor([tokens], dtype=torch.int64), torch.tensor([len(tokens)]))
+        return pieces
 
     def respell(self, tokens: Tensor, token_lengths: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Give a share of the tokens of texts, drawn at random, in the pieces in which CTC says them; as in

@@ -34,6 +34,7 @@ _ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
         "decoder": {"listening": "state", "window_before": 12, "window_after": 24, "tied_embedding": False},
     },
     7: {"encoder.mixer": {"s4d_init": "legs"}, "decoder.mixer": {"s4d_init": "legs"}},
+    8: {"": {"words": {"start_shift": 0.0, "end_shift": 0.0, "confidence_scale": 1.0, "confidence_bias": 0.0}}},
 }
 """Fields that a version of config.json added to a part of the model, with what older checkpoints take for them."""
 
@@ -56,16 +57,22 @@ def save_checkpoint(
         raise ValueError(
             f"the tokenizer has {tokenizer.vocab_size} pieces, the model's vocab_size is {model.config.vocab_size}"
         )
-    config = {"format": _FORMAT, "version": CONFIG_VERSION, "model": model.config.to_dict()}
     tensors = {name: as_stored(name, tensor, dtype) for name, tensor in model.state_dict().items()}
     for name in _tied(model.config):
         del tensors[name]
     with replacing(folder / WEIGHTS_FILE) as path:
         path.write_bytes(save(tensors))  # save_file's is private to its owner
     tokenizer.save(folder / TOKENIZER_FILE)
-    for name, text in ((CARD_FILE, card), (CONFIG_FILE, json.dumps(config, indent=2) + "\n")):
-        with replacing(folder / name) as path:
-            path.write_text(text, encoding="utf-8")
+    with replacing(folder / CARD_FILE) as path:
+        path.write_text(card, encoding="utf-8")
+    save_config(folder, model.config)
+
+
+def save_config(folder: str | Path, config: ModelConfig) -> None:
+    """Write a checkpoint folder's ``config.json``, the whole file or nothing."""
+    content = {"format": _FORMAT, "version": CONFIG_VERSION, "model": config.to_dict()}
+    with replacing(Path(folder) / CONFIG_FILE) as path:
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(folder: str | Path, device: str | torch.device = "cpu") -> tuple[SambaASR, Tokenizer]:

@@ -15,7 +15,7 @@ Kind = Literal["unigram", "bpe"]
 BLANK_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 """CTC blank (also padding), unknown character, begin and end of a text: the same in every tokenizer."""
 
-_SPECIAL_IDS = (BLANK_ID, UNK_ID, BOS_ID, EOS_ID)
+SPECIAL_IDS = (BLANK_ID, UNK_ID, BOS_ID, EOS_ID)
 
 
 class Tokenizer:
@@ -31,9 +31,9 @@ class Tokenizer:
             raise ValueError("the tokenizer is not a SentencePiece model") from error
         processor = self._processor
         ids = (processor.pad_id(), processor.unk_id(), processor.bos_id(), processor.eos_id())
-        if ids != _SPECIAL_IDS:
+        if ids != SPECIAL_IDS:
             raise ValueError(
-                f"the tokenizer's blank (pad), unknown, begin and end ids {ids} must be {_SPECIAL_IDS}; "
+                f"the tokenizer's blank (pad), unknown, begin and end ids {ids} must be {SPECIAL_IDS}; "
                 "train it with Tokenizer.train"
             )
         self.model_proto = model_proto
@@ -67,7 +67,7 @@ class Tokenizer:
         sentences = [sentence for text in texts if (sentence := " ".join(text.split()))]
         if not sentences:
             raise ValueError("a tokenizer needs text to train on; every text is empty")
-        smallest = len(_SPECIAL_IDS) + len(set("".join(sentences)) | {" "})
+        smallest = len(SPECIAL_IDS) + len(set("".join(sentences)) | {" "})
         if vocab_size < smallest:
             raise ValueError(f"vocab_size ({vocab_size}) must be at least {smallest}: special ids and each character")
         proto = io.BytesIO()
@@ -106,7 +106,7 @@ class Tokenizer:
         for i in ids:
             if not 0 <= i < self.vocab_size:
                 raise ValueError(f"token id {i} is outside the vocabulary (0 to {self.vocab_size - 1})")
-        text: str = self._processor.decode([int(i) for i in ids if i not in _SPECIAL_IDS])
+        text: str = self._processor.decode([int(i) for i in ids if i not in SPECIAL_IDS])
         return text
 
 
