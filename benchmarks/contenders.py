@@ -21,8 +21,8 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Any]
 
 @dataclass(frozen=True)
 class Contender:
-    """Somebody's scan. ``held``: float32 tensors of (batch, time, channels, state) that it has in memory at once, going
-    forward and, with the backward pass, in all."""
+    """Somebody's scan. ``held``: an estimate of the memory that it needs, going forward and with the backward pass, in
+    float32 tensors of (batch, time, channels, state)."""
 
     name: str
     scan: Scan
@@ -71,20 +71,21 @@ def transformers_contender() -> Contender:
     return Contender("transformers", scan, step, (4, 9))
 
 
-def contenders(device: torch.device, wanted: Sequence[str] | None) -> list[Contender]:
-    """Return who can run here, ours first, or those ``wanted``. Raises ValueError for a name that cannot."""
+def contenders(device: torch.device, wanted: Sequence[str] | None, states: int) -> list[Contender]:
+    """Return who can run here with so many states, ours first, or those ``wanted``. Raises ValueError for a name that
+    cannot."""
     probe = torch.zeros(1, device=device)
     found = []
-    for name in backends(probe):
+    for name in backends(probe, states):
         if name == "reference" and name not in (wanted or ()):
             continue  # its backward pass takes time that grows with the square of the length
         chunked = name not in ("reference", "torch")
         step = partial(selective_scan_step, backend=name)
-        held = (0.02, 0.15) if chunked else (0.5, 6)
+        held = (0.05, 0.25) if chunked else (0.1, 6)
         found.append(Contender(name, partial(_ours, name), None if name == "mamba_ssm" else step, held))
     found.append(Contender("plain loop", plain_loop, plain_step, (3, 7)))
     if find_spec("mambapy"):
-        found.append(Contender("mambapy", mambapy_scan, None, (6, 10)))
+        found.append(Contender("mambapy", mambapy_scan, None, (6, 14)))
     if find_spec("transformers"):
         try:
             found.append(transformers_contender())

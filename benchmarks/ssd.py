@@ -110,7 +110,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="float32")
     parser.add_argument(
-        "--seconds", type=positive_float, default=1.0, metavar="S", help="for each figure, three calls at least (1)"
+        "--seconds",
+        type=positive_float,
+        default=1.0,
+        metavar="S",
+        help="for each figure, and three calls; ten times as long at most (1)",
     )
     return parser.parse_args(arguments)
 

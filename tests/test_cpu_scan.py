@@ -259,10 +259,15 @@ def test_tensors_elsewhere_never_reach_a_kernel():
     assert not cpu_scan.available(inputs["u"], 3, inputs["A"].to("meta"))
 
 
+def test_exponentials_of_more_states_than_kernels_hold():
+    with pytest.raises(ValueError, match="no kernels for 257 states"):
+        cpu_scan.exponentials(torch.rand(1, 2, 3), 257)
+
+
 @pytest.mark.parametrize("states", [1, 5, 16])
 @pytest.mark.parametrize(("batch", "channels"), [(1, 3), (2, 37)])
 def test_exponentials_add_up(states, batch, channels):
-    delta = torch.rand(batch, 50, channels)
+    delta = torch.rand(batch, channels, 50, dtype=torch.float64).transpose(1, 2)
     n = torch.arange(1.0, states + 1)
     expected = torch.exp(-delta.double().unsqueeze(-1) * n).sum((1, 3)).float()
     found = on_threads(lambda: {"sums": cpu_scan.exponentials(delta, states)})

@@ -9,7 +9,7 @@ from ssm_cases import outcome, with_padding
 from test_scan import BY_TIME, make_inputs
 from torch.testing import assert_close
 
-from samba_asr.ssm import mamba_ssm_scan
+from samba_asr.ssm import mamba_ssm_scan, scan
 from samba_asr.ssm.scan import selective_scan
 
 
@@ -107,6 +107,34 @@ def test_it_says_why_it_cannot_be_used(monkeypatch):
     assert "1 to 256 states" in mamba_ssm_scan.refusal(on_a_gpu, 257, None, False)
     assert "initial_state" in mamba_ssm_scan.refusal(on_a_gpu, 16, u, False)
     assert "no gradient" in mamba_ssm_scan.refusal(on_a_gpu, 16, None, True)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "last_state", "initial_state", "taken"),
+    [
+        (False, True, False, "mamba_ssm"),
+        (True, False, False, "mamba_ssm"),
+        (True, True, False, "torch"),
+        (False, True, True, "torch"),
+    ],
+)
+def test_auto_takes_it_where_it_can_do_all_that_is_asked(monkeypatch, gradient, last_state, initial_state, taken):
+    monkeypatch.setattr(mamba_ssm_scan, "installed", lambda: True)
+    monkeypatch.setattr(scan, "preferred", lambda *given: False)
+    u = OnAGpu(torch.zeros(2, 5, 4))
+    u.requires_grad = gradient
+    others = (None,) * 8 + (torch.zeros(2, 4, 3) if initial_state else None,)
+    assert scan._choose("auto", u, 3, others, last_state) == taken
+    monkeypatch.setattr(mamba_ssm_scan, "installed", lambda: False)
+    assert scan._choose("auto", u, 3, others, last_state) == "torch"
+
+
+def test_a_kernel_that_cannot_be_imported_is_not_there(monkeypatch):
+    monkeypatch.setattr(mamba_ssm_scan, "find_spec", lambda name: object())
+    mamba_ssm_scan.installed.cache_clear()
+    monkeypatch.setitem(sys.modules, "mamba_ssm.ops.selective_scan_interface", None)
+    assert not mamba_ssm_scan.installed()
+    mamba_ssm_scan.installed.cache_clear()
 
 
 class OnAGpu:

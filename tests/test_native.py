@@ -1,6 +1,7 @@
 """What all native kernels have in common: the choice of the instruction set, and that each is used well."""
 
 import ctypes
+import os
 import subprocess
 import sys
 import time
@@ -117,8 +118,51 @@ print(len(seen - before))
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "GOMP_parallel"), reason="PyTorch has another OpenMP here")
+gomp = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "GOMP_parallel"), reason="PyTorch has another OpenMP here")
+
+
+def printed(program):
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    return done.stdout.split()
+
+
+@gomp
 def test_kernels_run_on_pytorchs_threads():
     """Threads of their own would fight over the cores with PyTorch's, which spin while they wait."""
-    done = subprocess.run([sys.executable, "-c", SHARED], capture_output=True, text=True, check=True, timeout=120)
-    assert int(done.stdout) == 0
+    assert printed(SHARED) == ["0"]
+
+
+FEWER = """
+import os, torch
+torch.set_num_threads(4)
+from samba_asr.ssm import cpu_scan
+seen = set()
+for _ in range(20):
+    (torch.rand(1 << 22) + 1).sum()  # by four threads
+    cpu_scan.exponentials(torch.rand(2, 70, 256), 16)  # for two
+    seen.update(os.listdir("/proc/self/task"))
+print(len(seen) - len(os.listdir("/proc/self/task")))
+"""
+
+
+@gomp
+def test_a_kernel_for_fewer_threads_ends_none_of_pytorchs():
+    assert printed(FEWER) == ["0"]
+
+
+FORKED = """
+import os, torch
+torch.set_num_threads(2)
+from samba_asr.ssm import cpu_scan
+delta = torch.rand(4, 2000, 256)
+expected = cpu_scan.exponentials(delta, 16)
+child = os.fork()
+if not child:
+    os._exit(0 if torch.equal(cpu_scan.exponentials(delta, 16), expected) else 1)
+print(os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_forked_process_has_threads_of_its_own():
+    assert printed(FORKED) == ["0"]

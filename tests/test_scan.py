@@ -1,6 +1,8 @@
 """The selective scan against a plain numpy loop, its backends against each other."""
 
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -97,6 +99,25 @@ def test_torch_equals_reference_across_chunks_with_gradients(reverse, lengths, g
     expected = outcome(scan("reference", reverse=reverse), inputs)
     assert len(expected) == 2 + 9
     assert_close(outcome(scan("torch", reverse=reverse), inputs), expected, rtol=1e-9, atol=1e-9)
+
+
+MEMORY = """
+import resource, torch
+from samba_asr.ssm.scan import selective_scan
+def run(time):
+    u, B = torch.zeros(1, time, 512), torch.zeros(1, time, 16)
+    with torch.inference_mode():
+        selective_scan(u, u, -torch.ones(512, 16), B, B, backend="torch")
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run(100); before = peak(); run(8_000); print((peak() - before) * 1024 / (4 * 8_000 * 512))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts kilobytes, as Linux does")
+def test_torch_has_only_a_chunk_of_states_in_memory():
+    """In times the size of u: of which, of y, and of a few chunks there is one."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < 4  # all states would be 16
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

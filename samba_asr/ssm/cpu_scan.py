@@ -53,19 +53,20 @@ def cpu_scan(
     tensors = (u, delta, A, B, C, D, z, delta_bias, initial_state)
     plain = [None if tensor is None else tensor.float().contiguous() for tensor in tensors]
     plain.append(None if lengths is None else lengths.to(torch.int64).contiguous())
-    if not gradient_wanted(*tensors):
-        return _forward(plain, delta_softplus, reverse, keep=False)[:2]
-    result: tuple[Tensor, Tensor] = _CpuScan.apply(*plain, delta_softplus, reverse)  # type: ignore[no-untyped-call]
+    result: tuple[Tensor, Tensor] = _CpuScan.apply(  # type: ignore[no-untyped-call]
+        *plain, delta_softplus, reverse, gradient_wanted(*tensors)
+    )
     return result
 
 
 def exponentials(delta: Tensor, d_state: int) -> Tensor:
-    """Return, for each channel, its sum over time and states of exp(-delta n): delta (batch, time, channels) float32, n
-    from 1 to d_state; the result (batch, channels). It takes as many exponentials as a scan and next to nothing else:
-    what benchmarks/scan.py measures a scan against. Raises RuntimeError where there are no kernels."""
+    """Return, for each channel, its sum over time and states of exp(-delta n): delta (batch, time, channels), n from 1
+    to d_state; the result (batch, channels) float32. It takes as many exponentials as a scan and next to nothing else:
+    what benchmarks/scan.py measures a scan against. Raises ValueError where there are no kernels for so many states."""
     kernels = load_kernels()
-    if kernels is None:
-        raise RuntimeError("there are no kernels for this CPU")
+    if kernels is None or d_state > kernels.samba_max_states():
+        raise ValueError(f"there are no kernels for {d_state} states")
+    delta = delta.float().contiguous()
     A = -torch.arange(1.0, d_state + 1).repeat(delta.shape[2], 1)
     sums, shared = torch.empty(delta.shape[0], delta.shape[2]), delta.new_empty(0, 0, 1)
     scan = _scan([delta, delta, A, shared, *[None] * 6, sums, None, None], False, False)
@@ -92,8 +93,8 @@ def _forward(
 class _CpuScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, softplus, reverse = inputs
-        y, last, kept = _forward(tensors, softplus, reverse, keep=True)
+        *tensors, softplus, reverse, gradient = inputs
+        y, last, kept = _forward(tensors, softplus, reverse, keep=gradient)
         ctx.save_for_backward(*tensors, kept)
         ctx.flags = softplus, reverse
         return y, last
@@ -136,6 +137,7 @@ class _CpuScan(torch.autograd.Function):
             found["z"],
             None if bias is None else summed["bias"],
             None if initial is None else found["initial"],
+            None,
             None,
             None,
             None,

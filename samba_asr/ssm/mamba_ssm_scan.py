@@ -2,7 +2,8 @@
 
 The kernel takes (batch, channels, time), knows neither lengths nor a direction nor an initial state, and gives its last
 state no gradient (mamba_ssm.ops.selective_scan_interface). Lengths and direction are brought about here, by masks and
-by turning sequences round; the rest is refused. A plain pip install of mamba_ssm leaves the kernel out.
+by turning sequences round; the rest is refused, and the kernel's inputs are all of u's type. A plain pip install of
+mamba_ssm leaves the kernel out. Tested around a stand-in of that kernel; no GPU has run it from here.
 """
 
 from functools import cache
@@ -20,8 +21,14 @@ NO_STEP = -1e4
 
 @cache
 def installed() -> bool:
-    """Return whether there is mamba_ssm and its kernel; nothing is imported."""
-    return find_spec("mamba_ssm") is not None and find_spec("selective_scan_cuda") is not None
+    """Return whether mamba_ssm and its kernel can be imported: it may be built for another PyTorch."""
+    if find_spec("mamba_ssm") is None or find_spec("selective_scan_cuda") is None:
+        return False
+    try:
+        import mamba_ssm.ops.selective_scan_interface  # noqa: F401
+    except (ImportError, OSError, RuntimeError):
+        return False
+    return True
 
 
 def refusal(u: Tensor, d_state: int, initial_state: Tensor | None, last_state_gradient: bool) -> str | None:

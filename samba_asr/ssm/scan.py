@@ -121,8 +121,8 @@ def _refusal(
     as :func:`selective_scan` has them."""
     if backend == "cpu" and not available(u, d_state, *others):
         return (
-            f"takes float32, bfloat16 or float16 on a CPU and needs its kernels; u is {u.dtype} on {u.device}; "
-            "use 'torch'"
+            f"takes float32, bfloat16 or float16 on a CPU and needs its kernels, which hold 256 states; u is {u.dtype} "
+            f"on {u.device}, states {d_state}; use 'torch'"
         )
     if backend == "triton":
         return refusal(u, d_state)
@@ -224,31 +224,47 @@ def _torch(
 ) -> tuple[Tensor, Tensor]:
     if not u.shape[1]:
         return torch.zeros_like(u), state
-    chunk = GPU_CHUNK if u.is_cuda else min(CHUNK, max(1, IN_CACHE // max(1, state.numel())))
+    chunk = min(CHUNK, max(1, IN_CACHE // max(1, state.numel()))) if u.device.type == "cpu" else GPU_CHUNK
+    gradient = gradient_wanted(u, delta, A, B, C, state)
     chunks = list(zip(*(tensor.split(chunk, 1) for tensor in (u, delta, B, C)), strict=True))
-    outputs = []
+    # Where nothing is kept for a gradient, nothing is left lying between chunks, which come and go in the same memory.
+    whole, outputs = None if gradient else torch.empty_like(u), []
+    frame = u.shape[1] if reverse else 0
     for u_, delta_, B_, C_ in reversed(chunks) if reverse else chunks:
         decay = torch.exp(delta_.unsqueeze(-1) * A)  # (batch, chunk, groups, channels, state)
         drive = (delta_ * u_).unsqueeze(-1) * B_.unsqueeze(-2)
-        states, state = _Recurrence.apply(decay, drive, state, reverse)  # type: ignore[no-untyped-call]
-        outputs.append((states @ C_.unsqueeze(-1)).squeeze(-1))
+        if whole is None:
+            states, state = _Recurrence.apply(decay, drive, state, reverse)  # type: ignore[no-untyped-call]
+            outputs.append((states @ C_.unsqueeze(-1)).squeeze(-1))
+        else:
+            state = _written_over(decay, drive, state, reverse).clone()
+            frame -= drive.shape[1] if reverse else 0
+            whole[:, frame : frame + drive.shape[1]] = (drive @ C_.unsqueeze(-1)).squeeze(-1)
+            frame += 0 if reverse else drive.shape[1]
+    if whole is not None:
+        return whole, state
     return torch.cat(outputs[::-1] if reverse else outputs, 1), state
 
 
+def _written_over(decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> Tensor:
+    """Run h[t] = decay[t] h[t-1] + drive[t] over the second axis, from state; write h over drive; return the last."""
+    frames = list(zip(decay.unbind(1), drive.unbind(1), strict=True))
+    for decay_t, h in reversed(frames) if reverse else frames:
+        state = h.addcmul_(decay_t, state)
+    return state
+
+
 class _Recurrence(torch.autograd.Function):
-    """h[t] = decay[t] h[t-1] + drive[t] over the second axis, from state: all h, written over drive, and the last. The
-    gradient is the same recurrence the other way round, so it can be differentiated again."""
+    """:func:`_written_over` with a gradient: the same recurrence the other way round, which has derivatives, too.
+    torch.func, forward-mode derivatives and traces with gradients need the ``reference`` backend."""
 
     @staticmethod
     def forward(ctx: Any, decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-        history, before = drive, state
-        frames = list(zip(decay.unbind(1), history.unbind(1), strict=True))
-        for decay_t, h in reversed(frames) if reverse else frames:
-            before = h.addcmul_(decay_t, before)
-        ctx.save_for_backward(decay, history, state)
+        last = _written_over(decay, drive, state, reverse).clone()
+        ctx.save_for_backward(decay, drive, state)
         ctx.mark_dirty(drive)
         ctx.reverse = reverse
-        return history, before.clone()
+        return drive, last
 
     @staticmethod
     def backward(ctx: Any, dhistory: Tensor, dlast: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:

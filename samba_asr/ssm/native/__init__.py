@@ -7,8 +7,8 @@ says so and the ``torch`` backends do the work. The code picks AVX-512 or AVX2 w
 NEON of the same lines, which tests/test_arm.py runs on an emulated processor: that they compute the right thing there
 is known, how fast is not. GCC 12, Clang 14 and Clang 19 were tried, for x86 and for 64-bit ARM under Linux.
 
-They run on the threads of PyTorch's OpenMP library where that is GCC's, and on threads of their own where it is not.
-They have no second derivatives; the ``torch`` backends have.
+They run on PyTorch's OpenMP threads where that library has GCC's interface, and on threads of their own where it has
+not, or in a forked process. They have no second derivatives; the ``torch`` backends have.
 
 ``SAMBA_ASR_NATIVE=0`` switches the kernels off, ``SAMBA_ASR_CPU_LEVEL=1`` does without AVX-512, ``0`` without AVX2 too;
 ``SAMBA_ASR_CACHE`` names another cache folder, ``CXX`` another compiler.
@@ -52,6 +52,8 @@ def _share_threads(kernels: ctypes.CDLL) -> None:
     except (AttributeError, OSError, TypeError):
         return
     kernels.samba_use_openmp(ctypes.cast(parallel, ctypes.c_void_p))
+    if hasattr(os, "register_at_fork"):  # a forked process has none of these threads, and would wait for them
+        os.register_at_fork(after_in_child=lambda: kernels.samba_use_openmp(None))
 
 
 def _built() -> Path:

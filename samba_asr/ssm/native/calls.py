@@ -24,7 +24,7 @@ def level() -> int:
 
 
 def threads_for(work: int, least: int) -> int:
-    """Return how many threads share work, each with at least ``least`` of it: starting one costs some 20 us."""
+    """Return how many threads share work, each with at least ``least`` of it: sharing takes some time, too."""
     return max(1, min(torch.get_num_threads(), work // least))
 
 

@@ -196,8 +196,9 @@ std::vector<Block> blocks_of(int64_t channels, int64_t groups, int lanes) {
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 Parallel openmp = nullptr;
 
-// Calls run(part) for all parts below `threads`, each on a thread of its own where one is to be had. On PyTorch's own
-// threads: these wait for work by spinning, for some milliseconds, on the cores that others would need.
+// Calls run(part) for all parts below `threads`, each on a thread of its own where one is to be had. The threads are
+// PyTorch's own, if they can be had: while they wait for work they spin, for some milliseconds, on cores that other
+// threads would need.
 template <class Run>
 void in_parallel(int threads, const Run& run) {
   struct Team {
@@ -210,7 +211,7 @@ void in_parallel(int threads, const Run& run) {
     }
   } team{run, threads};
   if (threads == 1) return run(0);
-  if (openmp) return openmp(Team::work, &team, threads, 0);
+  if (openmp) return openmp(Team::work, &team, 0, 0);  // a smaller team than PyTorch's would end the other threads
   std::vector<std::thread> others;
   others.reserve(threads);
   try {
