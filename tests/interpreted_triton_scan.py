@@ -166,3 +166,8 @@ def test_nothing_to_scan(batch, time):
 def test_auto_leaves_the_cpu_to_others():
     inputs = single(make_inputs(1, 2, 3, 2))
     assert not triton_scan.preferred(inputs["u"], 2)
+
+
+def test_a_trial_finds_the_kernels_right():
+    """What ``auto`` asks before it first takes them on a GPU."""
+    assert triton_scan._trial_error(torch.device("cpu"), 5, 6) <= 1e-5

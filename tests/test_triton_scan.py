@@ -12,6 +12,7 @@ from ssm_cases import outcome
 from test_cpu_scan import assert_near, single
 from test_scan import make_inputs, scan
 
+from samba_asr.ssm import scan as scan_module
 from samba_asr.ssm import triton_scan
 from samba_asr.ssm.scan import selective_scan
 
@@ -106,9 +107,11 @@ def test_shapes_fill_whole_warps():
 
 @pytest.mark.parametrize(
     ("asked", "capability", "taken"),
-    [("1", (8, 0), True), ("1", (7, 5), False), ("0", (9, 0), False), (None, (9, 0), False)],
+    [("1", (8, 0), True), ("1", (7, 5), False), ("0", (9, 0), False), (None, (9, 0), True)],
 )
-def test_auto_takes_it_only_where_it_is_asked_for(monkeypatch, asked, capability, taken):
+@pytest.mark.parametrize("right", [True, False])
+def test_auto_takes_it_where_it_is_right_and_not_forbidden(monkeypatch, asked, capability, taken, right):
+    monkeypatch.setattr(triton_scan, "agrees", lambda *given: right)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(triton_scan, "refusal", lambda *given: None)
@@ -116,8 +119,39 @@ def test_auto_takes_it_only_where_it_is_asked_for(monkeypatch, asked, capability
     monkeypatch.delenv("SAMBA_ASR_TRITON", raising=False)
     if asked is not None:
         monkeypatch.setenv("SAMBA_ASR_TRITON", asked)
-    on_a_gpu = SimpleNamespace(device=torch.device("cuda"))
-    assert triton_scan.preferred(on_a_gpu, 16) is taken
+    on_a_gpu = SimpleNamespace(device=torch.device("cuda"), shape=(1, 2, 4))
+    assert triton_scan.preferred(on_a_gpu, 16) is (taken and right)
+
+
+def failing(**given):
+    raise RuntimeError("no ptxas\nand more")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "complaint"),
+    [
+        (lambda **given: selective_scan(**given), None),
+        (lambda **given: selective_scan(**given) * 1.01, "they are off by 0.01 of the largest value"),
+        (lambda **given: selective_scan(**given | {"lengths": None}), "they are off by"),
+        (failing, "RuntimeError: no ptxas)"),
+    ],
+)
+def test_a_trial_tells_right_from_wrong(monkeypatch, capfd, kernels, complaint):
+    names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+
+    def stand_in(*tensors, backend, **options):
+        given = dict(zip(names, tensors, strict=True)) | options
+        return selective_scan(**given, backend="torch") if backend == "torch" else kernels(**given)
+
+    monkeypatch.setattr(scan_module, "selective_scan", stand_in)
+    triton_scan.agrees.cache_clear()
+    before = torch.random.get_rng_state()
+    with torch.inference_mode():
+        assert triton_scan.agrees(torch.device("cpu"), 5, 6) is (complaint is None)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    said = capfd.readouterr().err
+    assert (said == "") if complaint is None else (complaint in said and said.count("\n") == 1)
+    triton_scan.agrees.cache_clear()
 
 
 def to_gpu(inputs):

@@ -6,15 +6,17 @@ outputs. A segment's whole decay is exp(A x its sum of steps). Where there are e
 every input is read once. The backward pass runs the same way, against the scan's order, from states kept at chunk
 borders. Nothing is added up in an order that changes from run to run.
 
-So far the kernels have been interpreted and compiled, and never timed: until a GPU has run them, ``auto`` chooses this
-backend only where ``SAMBA_ASR_TRITON=1`` stands in the environment.
+So far the kernels have been interpreted and compiled, and never run or timed on a GPU. So ``auto`` does not take them
+on trust: before it first does, a short scan and its gradients must come out as PyTorch computes them.
+``SAMBA_ASR_TRITON=0`` in the environment does without them.
 """
 
 import os
+import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +26,8 @@ from samba_asr.ssm.native.calls import gradient_wanted
 MAX_STATE = 256
 CHUNK = 16
 """Frames between two states that the forward pass keeps: with 16 states, as many numbers as u has."""
+TRUSTED = 1e-3
+"""Difference from PyTorch, over the largest value, that a trial may show."""
 WARPS_PER_CORE = 8
 """Warps that fill a multiprocessor: each thread of the backward pass has all the registers that it may have."""
 INT32 = 2**31 - 1
@@ -74,12 +78,50 @@ def interpreted() -> bool:
 
 
 def preferred(u: Tensor, d_state: int) -> bool:
-    """Return whether ``auto`` takes this backend: where SAMBA_ASR_TRITON=1 asks for it, on an NVIDIA GPU of compute
-    capability 8 or more, if it is usable."""
-    if u.device.type != "cuda" or torch.version.cuda is None or os.environ.get("SAMBA_ASR_TRITON") != "1":
+    """Return whether ``auto`` takes this backend: on an NVIDIA GPU of compute capability 8 or more, if it is usable and
+    right there, and SAMBA_ASR_TRITON=0 does not forbid it."""
+    if u.device.type != "cuda" or torch.version.cuda is None or os.environ.get("SAMBA_ASR_TRITON") == "0":
         return False
-    new_enough = torch.cuda.get_device_capability(u.device) >= (8, 0)
-    return new_enough and refusal(u, d_state) is None and not interpreted()
+    usable = torch.cuda.get_device_capability(u.device) >= (8, 0) and refusal(u, d_state) is None
+    return usable and not interpreted() and agrees(u.device, d_state, u.shape[2])
+
+
+@cache
+def agrees(device: torch.device, d_state: int, channels: int) -> bool:
+    """Return whether the kernels compute on a device what PyTorch does: a short scan of so many states and channels and
+    its gradients. Tried once; a line on standard error says where they do not, and why."""
+    try:
+        error = _trial_error(device, d_state, channels)
+        problem = None if error <= TRUSTED else f"they are off by {error:.2g} of the largest value"
+    except Exception as raised:  # whatever compilers and drivers that nobody has tried come up with
+        problem = f"{type(raised).__name__}: {raised}".splitlines()[0]
+    if problem is not None:
+        print(f"samba-asr: no Triton kernels on {device} ({problem}); PyTorch does their work, slower", file=sys.stderr)
+    return problem is None
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _trial_error(device: torch.device, d_state: int, channels: int) -> float:
+    """Return the largest difference between this backend and ``torch`` in float64, over the largest value of each of y
+    and the gradients."""
+    from samba_asr.ssm.scan import selective_scan
+
+    generator = torch.Generator().manual_seed(0)  # nobody else's numbers change
+    by_time, shared = (2, 2 * CHUNK + 3, channels), (2, 2 * CHUNK + 3, d_state)
+    shapes = (by_time, by_time, (channels, d_state), shared, shared, (channels,), by_time, (channels,))
+    drawn = [torch.randn(shape, generator=generator) for shape in shapes]
+    drawn[2] = -drawn[2].exp()
+    weights, lengths = torch.randn(by_time, generator=generator), torch.tensor([by_time[1], CHUNK + 1], device=device)
+
+    def outcome(backend: Literal["torch", "triton"], dtype: torch.dtype) -> list[Tensor]:
+        leaves = [tensor.to(device, dtype).requires_grad_() for tensor in drawn]
+        scan: Any = selective_scan
+        y = scan(*leaves, delta_softplus=True, lengths=lengths, backend=backend)
+        return [y.detach(), *torch.autograd.grad(y, leaves, weights.to(device, dtype))]
+
+    pairs = zip(outcome("triton", torch.float32), outcome("torch", torch.float64), strict=True)
+    return max(float((found - expected).abs().max() / expected.abs().max()) for found, expected in pairs)
 
 
 def refusal(u: Tensor, d_state: int) -> str | None:
