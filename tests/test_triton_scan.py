@@ -12,7 +12,6 @@ from ssm_cases import outcome
 from test_cpu_scan import assert_near, single
 from test_scan import make_inputs, scan
 
-from samba_asr.ssm import scan as scan_module
 from samba_asr.ssm import triton_scan
 from samba_asr.ssm.scan import selective_scan
 
@@ -120,7 +119,7 @@ def test_auto_takes_it_where_it_is_right_and_not_forbidden(monkeypatch, asked, c
     if asked is not None:
         monkeypatch.setenv("SAMBA_ASR_TRITON", asked)
     on_a_gpu = SimpleNamespace(device=torch.device("cuda"), shape=(1, 2, 4))
-    assert triton_scan.preferred(on_a_gpu, 16) is (taken and right)
+    assert triton_scan.preferred(on_a_gpu, 16, selective_scan) is (taken and right)
 
 
 def failing(**given):
@@ -136,22 +135,19 @@ def failing(**given):
         (failing, "RuntimeError: no ptxas)"),
     ],
 )
-def test_a_trial_tells_right_from_wrong(monkeypatch, capfd, kernels, complaint):
+def test_a_trial_tells_right_from_wrong(capfd, kernels, complaint):
     names = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 
     def stand_in(*tensors, backend, **options):
         given = dict(zip(names, tensors, strict=True)) | options
         return selective_scan(**given, backend="torch") if backend == "torch" else kernels(**given)
 
-    monkeypatch.setattr(scan_module, "selective_scan", stand_in)
-    triton_scan.agrees.cache_clear()
     before = torch.random.get_rng_state()
     with torch.inference_mode():
-        assert triton_scan.agrees(torch.device("cpu"), 5, 6) is (complaint is None)
+        assert triton_scan.agrees(torch.device("cpu"), 5, 6, stand_in) is (complaint is None)
     assert torch.equal(torch.random.get_rng_state(), before)
     said = capfd.readouterr().err
     assert (said == "") if complaint is None else (complaint in said and said.count("\n") == 1)
-    triton_scan.agrees.cache_clear()
 
 
 def to_gpu(inputs):

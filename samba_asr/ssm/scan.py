@@ -106,7 +106,7 @@ def _choose(backend: Backend, u: Tensor, d_state: int, others: tuple[Tensor | No
         if u.device.type == "cuda":
             if _refusal("mamba_ssm", u, d_state, others, last_state) is None:
                 return "mamba_ssm"
-            return "triton" if preferred(u, d_state) else "torch"
+            return "triton" if preferred(u, d_state, selective_scan) else "torch"
         return "cpu" if available(u, d_state, *others) else "torch"
     why = _refusal(backend, u, d_state, others, last_state)
     if why is not None:

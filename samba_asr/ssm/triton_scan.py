@@ -13,7 +13,7 @@ on trust: before it first does, a short scan and its gradients must come out as 
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
@@ -77,21 +77,21 @@ def interpreted() -> bool:
     return not isinstance(triton_kernels.scan_kernel, triton.runtime.JITFunction)
 
 
-def preferred(u: Tensor, d_state: int) -> bool:
+def preferred(u: Tensor, d_state: int, scan: Callable[..., Any]) -> bool:
     """Return whether ``auto`` takes this backend: on an NVIDIA GPU of compute capability 8 or more, if it is usable and
-    right there, and SAMBA_ASR_TRITON=0 does not forbid it."""
+    right there, and SAMBA_ASR_TRITON=0 does not forbid it. scan: :func:`samba_asr.ssm.scan.selective_scan`."""
     if u.device.type != "cuda" or torch.version.cuda is None or os.environ.get("SAMBA_ASR_TRITON") == "0":
         return False
     usable = torch.cuda.get_device_capability(u.device) >= (8, 0) and refusal(u, d_state) is None
-    return usable and not interpreted() and agrees(u.device, d_state, u.shape[2])
+    return usable and not interpreted() and agrees(u.device, d_state, u.shape[2], scan)
 
 
 @cache
-def agrees(device: torch.device, d_state: int, channels: int) -> bool:
+def agrees(device: torch.device, d_state: int, channels: int, scan: Callable[..., Any]) -> bool:
     """Return whether the kernels compute on a device what PyTorch does: a short scan of so many states and channels and
     its gradients. Tried once; a line on standard error says where they do not, and why."""
     try:
-        error = _trial_error(device, d_state, channels)
+        error = _trial_error(device, d_state, channels, scan)
         problem = None if error <= TRUSTED else f"they are off by {error:.2g} of the largest value"
     except Exception as raised:  # whatever compilers and drivers that nobody has tried come up with
         problem = f"{type(raised).__name__}: {raised}".splitlines()[0]
@@ -102,11 +102,9 @@ def agrees(device: torch.device, d_state: int, channels: int) -> bool:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def _trial_error(device: torch.device, d_state: int, channels: int) -> float:
+def _trial_error(device: torch.device, d_state: int, channels: int, scan: Callable[..., Any]) -> float:
     """Return the largest difference between this backend and ``torch`` in float64, over the largest value of each of y
     and the gradients."""
-    from samba_asr.ssm.scan import selective_scan
-
     generator = torch.Generator().manual_seed(0)  # nobody else's numbers change
     by_time, shared = (2, 2 * CHUNK + 3, channels), (2, 2 * CHUNK + 3, d_state)
     shapes = (by_time, by_time, (channels, d_state), shared, shared, (channels,), by_time, (channels,))
@@ -116,7 +114,6 @@ def _trial_error(device: torch.device, d_state: int, channels: int) -> float:
 
     def outcome(backend: Literal["torch", "triton"], dtype: torch.dtype) -> list[Tensor]:
         leaves = [tensor.to(device, dtype).requires_grad_() for tensor in drawn]
-        scan: Any = selective_scan
         y = scan(*leaves, delta_softplus=True, lengths=lengths, backend=backend)
         return [y.detach(), *torch.autograd.grad(y, leaves, weights.to(device, dtype))]
 
