@@ -74,27 +74,19 @@ def exponentials(delta: Tensor, d_state: int) -> Tensor:
     return sums
 
 
-def _forward(
-    tensors: Sequence[Tensor | None], softplus: bool, reverse: bool, keep: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return y, the last state and, if asked, the states that the backward pass starts from. tensors: u to lengths."""
-    u, A = tensors[0], tensors[2]
-    kernels = load_kernels()
-    assert kernels is not None and u is not None and A is not None
-    batch, time, channels = u.shape
-    y, last, kept = torch.empty_like(u), u.new_empty(batch, channels, A.shape[1]), None
-    if keep:
-        kept = u.new_empty(batch, -(-time // kernels.samba_chunk()), channels, A.shape[1])
-    scan = _scan([*tensors, y, last, kept], softplus, reverse)
-    kernels.samba_scan_forward(ctypes.byref(scan), _threads(u, A), level())
-    return y, last, kept
-
-
 class _CpuScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         *tensors, softplus, reverse, gradient = inputs
-        y, last, kept = _forward(tensors, softplus, reverse, keep=gradient)
+        u, A = tensors[0], tensors[2]
+        kernels = load_kernels()
+        assert kernels is not None
+        batch, time, channels = u.shape
+        y, last, kept = torch.empty_like(u), u.new_empty(batch, channels, A.shape[1]), None
+        if gradient:
+            kept = u.new_empty(batch, -(-time // kernels.samba_chunk()), channels, A.shape[1])
+        scan = _scan([*tensors, y, last, kept], softplus, reverse)
+        kernels.samba_scan_forward(ctypes.byref(scan), _threads(u, A), level())
         ctx.save_for_backward(*tensors, kept)
         ctx.flags = softplus, reverse
         return y, last
