@@ -1,5 +1,6 @@
 """Time and memory of a call, for the benchmarks beside this file."""
 
+import argparse
 import ctypes
 import gc
 import statistics
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from samba_asr.evaluation.arguments import positive_float, positive_int
 
 
 @dataclass
@@ -72,3 +75,22 @@ def _resident(name: str) -> int:
 def figures(number: float) -> str:
     """Three figures, no exponent."""
     return f"{number:.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def add_size(parser: argparse.ArgumentParser, name: str, default: list[int], unit: str) -> None:
+    """Add an option that takes one number or several."""
+    shown = " ".join(map(str, default))
+    parser.add_argument(
+        f"--{name}", nargs="+", type=positive_int, default=default, metavar="N", help=f"{unit} ({shown})"
+    )
+
+
+def add_seconds(parser: argparse.ArgumentParser) -> None:
+    """Add the option that :meth:`Result.enough` goes by."""
+    parser.add_argument(
+        "--seconds",
+        type=positive_float,
+        default=1.0,
+        metavar="S",
+        help="for each figure, and three calls; ten times as long at most (1)",
+    )

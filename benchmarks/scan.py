@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import torch
 from contenders import Contender, contenders
-from measuring import Result, figures, peak_memory, timed
+from measuring import Result, add_seconds, add_size, figures, peak_memory, timed
 from torch import Tensor
 from tqdm import tqdm
 
@@ -235,10 +235,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("channels", [512, 1_024], "channels"),
         ("states", [16, 64], "states a channel"),
     ):
-        shown = " ".join(map(str, default))
-        parser.add_argument(
-            f"--{name}", nargs="+", type=positive_int, default=default, metavar="N", help=f"{unit} ({shown})"
-        )
+        add_size(parser, name, default, unit)
     parser.add_argument("--passes", nargs="+", choices=list(TITLES), default=list(TITLES), help="all")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help="who runs (all who can)")
     parser.add_argument(
@@ -246,13 +243,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of u (float32)")
-    parser.add_argument(
-        "--seconds",
-        type=positive_float,
-        default=1.0,
-        metavar="S",
-        help="for each figure, and three calls; ten times as long at most (1)",
-    )
+    add_seconds(parser)
     parser.add_argument(
         "--patience",
         type=positive_float,

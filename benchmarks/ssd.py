@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from measuring import Result, figures, timed
+from measuring import Result, add_seconds, add_size, figures, timed
 from tqdm import tqdm
 
-from samba_asr.evaluation.arguments import positive_float, positive_int
+from samba_asr.evaluation.arguments import positive_int
 from samba_asr.ssm.native import load_kernels
 from samba_asr.ssm.ssd import ssd_scan
 
@@ -102,20 +102,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("width", [64], "channels a head"),
         ("states", [64], "states a channel"),
     ):
-        shown = " ".join(map(str, default))
-        parser.add_argument(
-            f"--{name}", nargs="+", type=positive_int, default=default, metavar="N", help=f"{unit} ({shown})"
-        )
+        add_size(parser, name, default, unit)
     parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads(), metavar="N", help="of the CPU")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="float32")
-    parser.add_argument(
-        "--seconds",
-        type=positive_float,
-        default=1.0,
-        metavar="S",
-        help="for each figure, and three calls; ten times as long at most (1)",
-    )
+    add_seconds(parser)
     return parser.parse_args(arguments)
 
 
