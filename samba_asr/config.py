@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CONFIG_VERSION = 8
+CONFIG_VERSION = 9
 """Of ``config.json``: increase it with every field that is added, removed or redefined (and see checkpoint.py)."""
 
 Normalisation = Literal["whisper", "global", "causal"]
@@ -247,6 +247,10 @@ class SearchConfig:
     spelling_weight: float = 1.0
     """joint: the power to which CTC's choice among pieces is raised, above 0 to 1; whether any piece is said keeps its
     whole weight, so that no word is left out where the decoder knows better which it is."""
+    lm_weight: float = 0.3
+    """joint: what a language model's logarithm counts, where there is one (shallow fusion)."""
+    hotword_boost: float = 0.5
+    """joint: added to a text's score for each letter of a hotword, where there are any."""
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)
@@ -257,6 +261,9 @@ class SearchConfig:
             raise ValueError(f"spelling_weight ({self.spelling_weight}) must be above 0 and at most 1")
         if not math.isfinite(self.length_bonus):
             raise ValueError(f"length_bonus ({self.length_bonus}) must be a number")
+        for name in ("lm_weight", "hotword_boost"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be 0 or a positive number")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from joint_cases import search_one
 from model_fixture import CONFIG
 
 from samba_asr.audio.load import load_audio
 from samba_asr.config import SearchConfig
-from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.rescoring import decoder_log_probs, rescore
 from samba_asr.decoding.search import search_tokens
@@ -75,7 +75,7 @@ def test_a_beam_that_drops_nothing_is_exact(model, states, ctc_weight, length_bo
             text: ctc_weight * log_prob + (1 - ctc_weight) * spoken(model, state, text) + length_bonus * len(text)
             for text, log_prob in every_text(log_probs).items()
         }
-        found = joint_beam(log_probs, model.decoder, state, WIDE, ctc_weight, length_bonus, margin=math.inf)
+        found = search_one(log_probs, model.decoder, state, WIDE, ctc_weight, length_bonus, margin=math.inf)
         assert len(found) == len(expected)
         assert [h.log_prob for h in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-9)
         for hypothesis in found:
@@ -87,7 +87,7 @@ def test_a_beam_that_drops_nothing_is_exact(model, states, ctc_weight, length_bo
 def test_with_all_the_weight_on_ctc_it_is_prefix_search(model, beam_size):
     for seed in range(5):
         log_probs, state = random_case(model, 12, seed)
-        found = joint_beam(log_probs, model.decoder, state, beam_size, 1.0, margin=math.inf)
+        found = search_one(log_probs, model.decoder, state, beam_size, 1.0, margin=math.inf)
         expected = ctc_prefix_beam(log_probs, beam_size, margin=math.inf)
         assert [h.tokens for h in found] == [h.tokens for h in expected]
         assert [h.log_prob for h in found] == pytest.approx([h.log_prob for h in expected], abs=1e-9)
@@ -99,7 +99,7 @@ def test_a_narrow_beam_finds_most_of_what_a_wide_one_does(model):
     for seed in range(20):
         log_probs, state = random_case(model, 6, seed)
         (best, *_), (found, *_) = (
-            joint_beam(log_probs, model.decoder, state, size, 0.5, margin=math.inf) for size in (WIDE, 6)
+            search_one(log_probs, model.decoder, state, size, 0.5, margin=math.inf) for size in (WIDE, 6)
         )
         assert found.log_prob <= best.log_prob + 1e-9
         same += found.tokens == best.tokens
@@ -111,7 +111,7 @@ def test_a_margin_gives_up_what_is_far_behind_and_finds_the_same_text(model):
     counts = {}
     for margin in (math.inf, 12.0, 2.0):
         found = [
-            joint_beam(*with_decoder(model, *random_case(model, 8, seed)), 8, 0.5, margin=margin) for seed in range(8)
+            search_one(*with_decoder(model, *random_case(model, 8, seed)), 8, 0.5, margin=margin) for seed in range(8)
         ]
         counts[margin] = sum(map(len, found)), [hypotheses[0].tokens for hypotheses in found]
     assert counts[2.0][0] < counts[12.0][0] <= counts[math.inf][0]
@@ -123,7 +123,7 @@ def test_a_bonus_lengthens_texts(model):
     lengths = []
     for bonus in (-20.0, 0.0, 20.0):
         cases = [random_case(model, 8, seed) for seed in range(10)]
-        found = [joint_beam(lp, model.decoder, state, 4, 0.5, bonus)[0] for lp, state in cases]
+        found = [search_one(lp, model.decoder, state, 4, 0.5, bonus)[0] for lp, state in cases]
         lengths.append(sum(len(h.tokens) for h in found))
     assert lengths[0] < lengths[1] < lengths[2]
 
@@ -134,8 +134,8 @@ def test_a_softened_choice_among_pieces_keeps_whether_one_is_said(model):
         log_probs, state = random_case(model, 5, 3)
         blank = np.exp(log_probs[:, :1])
         softened = np.concatenate([blank, (1 - blank) * (np.exp(log_probs[:, 1:]) / (1 - blank)) ** weight], 1)
-        found = joint_beam(log_probs, model.decoder, state, WIDE, 0.5, 0.0, weight, margin=math.inf)
-        expected = joint_beam(np.log(softened), model.decoder, state, WIDE, 0.5, margin=math.inf)
+        found = search_one(log_probs, model.decoder, state, WIDE, 0.5, 0.0, weight, margin=math.inf)
+        expected = search_one(np.log(softened), model.decoder, state, WIDE, 0.5, margin=math.inf)
         assert [h.tokens for h in found] == [h.tokens for h in expected]
         assert [h.log_prob for h in found] == pytest.approx([h.log_prob for h in expected], abs=1e-9)
     with pytest.raises(ValueError, match=r"spelling_weight \(0\) must be above 0"):
@@ -145,7 +145,7 @@ def test_a_softened_choice_among_pieces_keeps_whether_one_is_said(model):
 def test_refuses(model):
     log_probs, state = random_case(model, 3, 0)
     with pytest.raises(ValueError, match=r"beam_size \(0\)"):
-        joint_beam(log_probs, model.decoder, state, 0, 0.5)
+        search_one(log_probs, model.decoder, state, 0, 0.5)
 
 
 @torch.no_grad()
@@ -170,8 +170,8 @@ def test_on_speech_it_finds_no_worse_a_text_than_rescoring(clips):
     encoder_out, lengths = model.encode(waveform, torch.tensor([waveform.shape[1]]))
     log_probs = model.ctc_log_probs(encoder_out)
     state = model.decoder.read_memory(encoder_out, lengths)
-    best = joint_beam(log_probs[0].numpy(), model.decoder, state, 8, 0.6, 0.5)[0]
-    wide = joint_beam(log_probs[0].numpy(), model.decoder, state, 512, 0.6, 0.5, margin=40.0)[0]
+    best = search_one(log_probs[0].numpy(), model.decoder, state, 8, 0.6, 0.5)[0]
+    wide = search_one(log_probs[0].numpy(), model.decoder, state, 512, 0.6, 0.5, margin=40.0)[0]
     n_best = ctc_prefix_beam(log_probs[0].numpy(), 8)
     (rescored,) = rescore(model.decoder, encoder_out, lengths, [n_best], 0.6, 0.5)
 

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from joint_cases import search_one
 from model_fixture import CONFIG
 
 from samba_asr.config import CTCConfig
-from samba_asr.decoding.joint import joint_beam
+from samba_asr.decoding.networks import DecoderScorer
+from samba_asr.decoding.pool import Pool
 from samba_asr.decoding.readings import Reader
 from samba_asr.decoding.spelling import spelling_tree
 from samba_asr.decoding.timing import Timing
@@ -137,6 +139,19 @@ def tree_of(model):
     return spelling_tree(model.spellings, model.config.ctc_vocab_size)
 
 
+def reader_of(model, state, log_probs, **settings):
+    pool = Pool(DecoderScorer(model.decoder), state, 1, torch.device("cpu"))
+    reader = Reader(pool, 0, settings.pop("tree", tree_of(model)), Timing(log_probs), **settings)
+    reader.begin(0)
+    return reader, pool
+
+
+def read(reader_and_pool, keys, now):
+    reader, pool = reader_and_pool
+    if unread := reader.unread(keys):
+        reader.learn(unread, pool.read(reader.asked(unread, now)))
+
+
 def test_the_oracle_reads_by_hand():
     assert sorted(readings((4, 5, 6, 4))) == [(4, 5, 6, 4), (7, 6, 4), (8, 4)]
     assert sorted(readings((5, 5, 5))) == [(5, 5, 5), (5, 9), (9, 5)]
@@ -153,7 +168,7 @@ def test_a_beam_that_drops_nothing_is_exact(model, states, ctc_weight, length_bo
         text: ctc_weight * log_prob + (1 - ctc_weight) * oracle.said(text) + length_bonus * len(text)
         for text, log_prob in every_text(log_probs).items()
     }
-    found = joint_beam(
+    found = search_one(
         log_probs, model.decoder, state, WIDE, ctc_weight, length_bonus, margin=math.inf, tree=tree_of(model)
     )
     assert len(found) == len(expected)
@@ -172,7 +187,7 @@ def test_what_a_narrow_beam_finds_has_all_its_readings(model, beam_size):
     for seed in range(3):
         log_probs, state = random_case(model, 12, seed)
         oracle = Oracle(model, state)
-        found = joint_beam(log_probs, model.decoder, state, beam_size, 0.0, 2.0, margin=math.inf, tree=tree_of(model))
+        found = search_one(log_probs, model.decoder, state, beam_size, 0.0, 2.0, margin=math.inf, tree=tree_of(model))
         assert len(found) == beam_size
         lengths.append(len(found[0].tokens))
         for text, score in found:
@@ -187,16 +202,15 @@ def test_every_prefix_is_judged_by_all_tokens_that_go_on_like_it(model, seed):
     text = tuple(np.random.default_rng(seed).choice([4, 5, 6], 8, p=[0.3, 0.4, 0.3]).tolist())
     log_probs, state = random_case(model, 3, seed)
     oracle = Oracle(model, state)
-    reader = Reader(model.decoder, state, tree_of(model), Timing(log_probs), margin=math.inf)
-    reader.begin(0)
+    reader, _ = both = reader_of(model, state, log_probs, margin=math.inf)
     assert reader.score(0) == 0.0
     for size in range(1, len(text) + 1):
-        reader.read([size - 1], 0)
+        read(both, [size - 1], 0)
         reader.lengthen(size, size - 1, text[size - 1], 0)
         assert reader.score(size) == pytest.approx(oracle.begun(text[:size]), abs=1e-8)
         if size % 3 == 0:
             reader.keep({size})
-    reader.read([len(text)], 3)
+    read(both, [len(text)], 3)
     assert reader.final(len(text)) == pytest.approx(oracle.said(text), abs=1e-8)
 
 
@@ -206,16 +220,15 @@ def test_what_goes_on_from_a_forgotten_text_still_knows_it(model):
     """Text 4, 1 is read after text 4 is forgotten and another one was read, in a place that was free."""
     log_probs, state = random_case(model, 3, 0)
     oracle = Oracle(model, state)
-    reader = Reader(model.decoder, state, tree_of(model), Timing(log_probs), math.inf)
-    reader.begin(0)
-    reader.read([0], 0)
+    reader, _ = both = reader_of(model, state, log_probs, margin=math.inf)
+    read(both, [0], 0)
     reader.lengthen(1, 0, 4, 0)
     reader.lengthen(2, 0, 5, 0)
-    reader.read([1], 1)
+    read(both, [1], 1)
     reader.lengthen(3, 1, 1, 1)
     reader.keep({2, 3})
     for key, text in ((2, (5,)), (3, (4, 1))):
-        reader.read([key], 2)
+        read(both, [key], 2)
         assert reader.final(key) == pytest.approx(oracle.said(text), abs=1e-9)
 
 
@@ -226,12 +239,11 @@ def test_a_reading_far_below_the_best_is_given_up(model):
     oracle, text = Oracle(model, state), (4, 5, 6, 4, 5)
 
     def final(margin):
-        reader = Reader(model.decoder, state, tree_of(model), Timing(log_probs), margin)
-        reader.begin(0)
+        reader, _ = both = reader_of(model, state, log_probs, margin=margin)
         for size, piece in enumerate(text, 1):
-            reader.read([size - 1], 0)
+            read(both, [size - 1], 0)
             reader.lengthen(size, size - 1, piece, 0)
-        reader.read([len(text)], 3)
+        read(both, [len(text)], 3)
         return reader.final(len(text))
 
     scores = [final(margin) for margin in (0.0, 1.0, 4.0, 40.0)]
@@ -243,14 +255,14 @@ def test_a_reading_far_below_the_best_is_given_up(model):
 def test_a_text_that_no_token_goes_on_with():
     model = build("state")
     log_probs, state = random_case(model, 3, 0)
-    reader = Reader(model.decoder, state, spelling_tree(model.spellings[[0, 0, 0, 0, 10]], 7), Timing(log_probs))
-    reader.begin(0)
-    reader.read([0], 0)
+    tree = spelling_tree(model.spellings[[0, 0, 0, 0, 10]], 7)
+    reader, _ = both = reader_of(model, state, log_probs, tree=tree)
+    read(both, [0], 0)
     for key, (parent, piece) in enumerate([(0, 5), (1, 5), (0, 6), (3, 4)], 1):
         reader.lengthen(key, parent, piece, 0)
     assert [reader.score(key) for key in (1, 2)] == [-math.inf, -math.inf]
     assert reader.score(3) == pytest.approx(reader.score(4)) and reader.score(4) > -math.inf
-    reader.read([1, 2, 3, 4], 3)
+    read(both, [1, 2, 3, 4], 3)
     assert [reader.final(key) for key in (1, 2, 3, 4)] == [-math.inf] * 4
 
 
@@ -268,7 +280,7 @@ def test_where_ctc_is_sure_it_listens_as_training_does(seed):
     log_probs = np.log(probs)
     start = model.decoder.read_memory(torch.randn(1, 60, CONFIG.d_model, dtype=torch.float64), torch.tensor([60]))
     tree = spelling_tree(torch.where(torch.arange(11)[:, None] < 7, model.spellings, -1), 7)
-    (found,) = joint_beam(log_probs, model.decoder, start, 4, 0.7, tree=tree)
+    (found,) = search_one(log_probs, model.decoder, start, 4, 0.7, tree=tree)
     assert found.tokens == tuple(pieces)
     (firsts,) = align(log_probs[None], [60], [pieces])
     places = torch.tensor([listening_places(firsts, [1] * 8, 60)])
@@ -292,7 +304,7 @@ def test_hopeless_numbers_do_not_underflow(model):
     log_probs = np.full((3, 7), -800.0)
     log_probs[range(3), [4, 4, 6]] = -1e-3
     _, state = random_case(model, 3, 0)
-    best = joint_beam(log_probs, model.decoder, state, 4, 0.5, tree=tree_of(model))[0]
+    best = search_one(log_probs, model.decoder, state, 4, 0.5, tree=tree_of(model))[0]
     assert best.tokens == (4, 6) and math.isfinite(best.log_prob)
 
 
@@ -304,5 +316,5 @@ def test_a_text_may_end_where_a_longer_token_was_likelier():
     log_probs = np.log(np.full((3, 7), 1e-9))
     log_probs[range(3), [BLANK_ID, 4, BLANK_ID]] = -1e-8
     _, state = random_case(model, 3, 0)
-    best = joint_beam(log_probs, model.decoder, state, 8, 0.5, tree=tree_of(model))[0]
+    best = search_one(log_probs, model.decoder, state, 8, 0.5, tree=tree_of(model))[0]
     assert best.tokens == (4,) and math.isfinite(best.log_prob)

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from joint_cases import search_one
 from model_fixture import CONFIG
 
 from samba_asr.config import SearchConfig
 from samba_asr.decoding import search as search_module
 from samba_asr.decoding import stretches as stretches_module
 from samba_asr.decoding.greedy import autoregressive_greedy, ctc_greedy
-from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.rescoring import rescore
 from samba_asr.decoding.search import search_tokens
@@ -186,7 +186,7 @@ def whole(model, states, lengths, config):
         ]
         rows = zip(log_probs, lengths, memory, strict=True)
         settings = (config.beam_size, config.ctc_weight, config.length_bonus)
-        return [list(joint_beam(row[:n], model.decoder, state, *settings)[0].tokens) for row, n, state in rows]
+        return [list(search_one(row[:n], model.decoder, state, *settings)[0].tokens) for row, n, state in rows]
     n_best = [ctc_prefix_beam(row[:length], config.beam_size) for row, length in zip(log_probs, lengths, strict=True)]
     return rescore(model.decoder, states, lengths, n_best, config.ctc_weight)
 

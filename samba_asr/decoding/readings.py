@@ -5,16 +5,14 @@ token, the decoder's score counts all tokens that go on like this; so it has its
 """
 
 import math
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from samba_asr.decoding.pool import Asked, Pool
 from samba_asr.decoding.spelling import SpellingTree
 from samba_asr.decoding.timing import Timing
-from samba_asr.model.decoder import Decoder, DecoderState
-from samba_asr.ssm.mixer import Move
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 MARGIN = 2.5
@@ -59,17 +57,12 @@ Readings = dict[tuple[TokenPrefix, int], float]
 
 
 class Reader:
-    """The readings of the texts in a beam, by the texts' keys; the decoder's states of their tokens lie in a pool."""
+    """The readings of the texts in one recording's beam, by the texts' keys; what the decoder remembers of their tokens
+    lies in a pool. It never asks by itself: what it has to learn is in :meth:`unread`."""
 
-    def __init__(
-        self, decoder: Decoder, state: DecoderState, tree: SpellingTree, timing: Timing, margin: float = MARGIN
-    ) -> None:
-        """state: where the text starts, of this recording alone."""
-        self._decoder, self._tree, self._timing, self._margin = decoder, tree, timing, margin
-        self._device = decoder.embedding.weight.device
-        self._pool = state.reorder(torch.tensor([0, 0], device=self._device))  # a copy: the second is the text's start
-        self._free: list[int] = [0]
-        self._start = 1
+    def __init__(self, pool: Pool, start: int, tree: SpellingTree, timing: Timing, margin: float = MARGIN) -> None:
+        """start: the empty text's place in the pool."""
+        self._pool, self._start, self._tree, self._timing, self._margin = pool, start, tree, timing, margin
         self._live: set[TokenPrefix] = set()
         self._readings: dict[int, Readings] = {}
         self._scores: dict[int, float] = {}
@@ -114,18 +107,31 @@ class Reader:
         kept = max(whole, key=lambda each: each[0])[1] if whole else None
         return {reading: score for reading, score in found.items() if score >= least or reading[0] is kept}
 
-    def read(self, keys: Iterable[int], now: int, ending: bool = False) -> None:
-        """Let the decoder read what it has not, seen from a state, all at once; readings that are far behind only where
-        the text ends."""
+    def unread(self, keys: Iterable[int], ending: bool = False) -> list[TokenPrefix]:
+        """Return what the decoder has to read of texts, all of it at once; readings that are far behind only where the
+        text ends."""
         unread: dict[TokenPrefix, None] = {}
         for key in keys:
             readings = self._readings[key]
             least = -math.inf if ending else max(readings.values(), default=0.0) - self._margin
             unread |= {prefix: None for (prefix, _), score in readings.items() if score >= least and not prefix.read}
-        if not unread:
-            return
-        for prefix, (log_probs, ends) in zip(unread, self._step(list(unread), now), strict=True):
-            prefix.learn(log_probs, ends)
+        return list(unread)
+
+    def asked(self, prefixes: Iterable[TokenPrefix], now: int) -> list[Asked]:
+        """Return what the pool has to answer for prefixes, seen from a state; they live in it from now on."""
+        asked = []
+        for prefix in prefixes:
+            prefix.place = self._pool.take()
+            self._live.add(prefix)
+            source = self._start if prefix.parent is None else prefix.parent.place
+            asked.append(Asked(prefix.token, source, prefix.place, self._listen(prefix, now)))
+        return asked
+
+    def learn(self, prefixes: Sequence[TokenPrefix], answers: NDArray[np.float64]) -> None:
+        """Take the pool's answers, (prefixes, vocab_size)."""
+        in_order = answers[:, self._tree.order]
+        for prefix, log_probs, ending in zip(prefixes, in_order, answers[:, EOS_ID].tolist(), strict=True):
+            prefix.learn(log_probs, ending)
 
     def final(self, key: int) -> float:
         """Return a text's score, its end included; minus infinity where it ends within a token."""
@@ -143,29 +149,8 @@ class Reader:
             return
         wanted = {prefix for readings in self._readings.values() for prefix, _ in readings}
         wanted |= {prefix.parent for prefix in wanted if not prefix.read and prefix.parent is not None}
-        self._free += [prefix.place for prefix in self._live - wanted]
+        self._pool.give_back(prefix.place for prefix in self._live - wanted)
         self._live &= wanted
-
-    def _step(self, prefixes: list[TokenPrefix], now: int) -> Iterable[tuple[NDArray[np.float64], float]]:
-        """Let tokens follow what lies in the pool, and keep what comes of it."""
-        while len(self._free) < len(prefixes):
-            size = 1 + len(self._free) + len(self._live)
-            self._pool = self._pool.reorder(torch.arange(2 * size, device=self._device) % size)
-            self._free += range(size, 2 * size)
-        sources = [self._start if prefix.parent is None else prefix.parent.place for prefix in prefixes]
-        for prefix in prefixes:
-            prefix.place = self._free.pop()
-        self._live.update(prefixes)
-        rows = [
-            [prefix.token for prefix in prefixes],
-            sources,
-            [prefix.place for prefix in prefixes],
-            [self._listen(prefix, now) for prefix in prefixes],
-        ]
-        tokens, origins, targets, places = (torch.tensor(row, device=self._device) for row in rows)
-        logits, self._pool = self._decoder.step(tokens, self._pool, Move(origins, targets), places)
-        log_probs = _log_probs(logits)
-        return zip(log_probs[:, self._tree.order], log_probs[:, EOS_ID].tolist(), strict=True)
 
     def _listen(self, prefix: TokenPrefix, now: int) -> int:
         if prefix.parent is None:
@@ -181,11 +166,3 @@ def _log_sum(scores: Iterable[float]) -> float:
     if best == -math.inf:
         return best
     return best + math.log(sum(math.exp(value - best) for value in values))
-
-
-def _log_probs(logits: torch.Tensor) -> NDArray[np.float64]:
-    """(batch, vocab_size): without the tokens that no text holds."""
-    logits = logits.double()
-    logits[:, [BLANK_ID, BOS_ID]] = torch.finfo(torch.float32).min  # finite, or a weight of 0 would make NaN of it
-    result: NDArray[np.float64] = logits.log_softmax(-1).cpu().numpy()
-    return result

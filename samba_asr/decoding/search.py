@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samba_asr.config import SearchConfig
 from samba_asr.decoding.greedy import UNSAID, autoregressive_greedy, ctc_greedy, window_greedy
-from samba_asr.decoding.joint import joint_beam
+from samba_asr.decoding.joint import NOBODY, Advisers, joint_beam
 from samba_asr.decoding.prefix_beam import Hypothesis, ctc_prefix_beam
 from samba_asr.decoding.rescoring import Reading, rescore
 from samba_asr.decoding.spelling import spelling_tree
@@ -20,17 +20,23 @@ from samba_asr.model.asr import SambaASR
 
 
 def search_tokens(
-    model: SambaASR, encoder_out: Tensor, encoder_lengths: Tensor, config: SearchConfig
+    model: SambaASR,
+    encoder_out: Tensor,
+    encoder_lengths: Tensor,
+    config: SearchConfig,
+    advisers: Advisers = NOBODY,
 ) -> list[list[int]]:
     """Turn the encoder's states into tokens: encoder_out (batch, states, d_model), encoder_lengths (batch,) int64.
+    advisers: who else has a say, in joint search alone; ValueError where another has such.
 
     Returns a list of tokens an utterance, without special ones but, where the search chose it, the unknown. Where the
     decoder takes part, an utterance of more than ``LONGEST_SECONDS`` is cut at pauses and its stretches' tokens joined.
     """
+    check_advisers(config, advisers)
     log_probs = model.ctc_log_probs(encoder_out, encoder_lengths)
     if config.search == "ctc":
         return ctc_greedy(log_probs, encoder_lengths)
-    found = search_stretches(model, encoder_out, encoder_lengths, log_probs.detach().cpu().numpy(), config)
+    found = search_stretches(model, encoder_out, encoder_lengths, log_probs.detach().cpu().numpy(), config, advisers)
     # A piece that begins a word says so itself: joined, the last and the first word of two stretches stay two.
     return [[token for stretch in row for token in stretch.tokens] for row in found]
 
@@ -41,29 +47,45 @@ def search_stretches(
     encoder_lengths: Tensor,
     log_probs: NDArray[np.floating],
     config: SearchConfig,
+    advisers: Advisers = NOBODY,
 ) -> list[list[Found]]:
     """As :func:`search_tokens`, but tell which tokens were found in which stretch of an utterance, in order; one that
     need not be cut is one stretch. log_probs: what CTC says, (batch, states, CTC's vocab_size)."""
+    check_advisers(config, advisers)
     longest = round(LONGEST_SECONDS / model.seconds_per_state)
     if config.search == "ctc":
         stretches = _cut(log_probs, encoder_lengths, longest)
-        return _by_row(stretches, _greedy_tokens(log_probs, stretches), len(encoder_out))
+        return _by_row(stretches, _alone(_greedy_tokens(log_probs, stretches)), len(encoder_out))
     if not (encoder_lengths > longest).any():
-        tokens = _decoder_search(model, encoder_out, encoder_lengths, log_probs, config)
-        return [[Found(0, end, row)] for end, row in zip(encoder_lengths.tolist(), tokens, strict=True)]
+        texts = _decoder_search(model, encoder_out, encoder_lengths, log_probs, config, advisers)
+        return [[Found(0, end, *of_row)] for end, of_row in zip(encoder_lengths.tolist(), texts, strict=True)]
     stretches = _cut(log_probs, encoder_lengths, longest)
-    tokens = []
+    texts = []
     for batch, states, lengths in stretch_batches(encoder_out, stretches):
         parts = [log_probs[stretch.row, stretch.start : stretch.end] for stretch in batch]
-        tokens += _decoder_search(model, states, lengths, parts, config)
-    return _by_row(stretches, tokens, len(encoder_out))
+        texts += _decoder_search(model, states, lengths, parts, config, advisers)
+    return _by_row(stretches, texts, len(encoder_out))
 
 
-def _by_row(stretches: Sequence[Stretch], tokens: Sequence[list[int]], rows: int) -> list[list[Found]]:
+def check_advisers(config: SearchConfig, advisers: Advisers) -> None:
+    """Raise ValueError where a search has advisers that it does not ask."""
+    if config.search != "joint" and advisers != NOBODY:
+        raise ValueError(f"search ({config.search!r}) must be 'joint' where a language model or hotwords have a say")
+
+
+Texts = tuple[list[int], tuple[Hypothesis, ...]]
+"""The best text's tokens and, by joint search, it and others, the best first."""
+
+
+def _by_row(stretches: Sequence[Stretch], texts: Sequence[Texts], rows: int) -> list[list[Found]]:
     found: list[list[Found]] = [[] for _ in range(rows)]
-    for stretch, of_stretch in zip(stretches, tokens, strict=True):
-        found[stretch.row].append(Found(stretch.start, stretch.end, of_stretch))
+    for stretch, of_stretch in zip(stretches, texts, strict=True):
+        found[stretch.row].append(Found(stretch.start, stretch.end, *of_stretch))
     return found
+
+
+def _alone(tokens: Sequence[list[int]]) -> list[Texts]:
+    return [(of_one, ()) for of_one in tokens]
 
 
 def _greedy_tokens(log_probs: NDArray[np.floating], stretches: Sequence[Stretch]) -> list[list[int]]:
@@ -89,27 +111,33 @@ def _decoder_search(
     encoder_lengths: Tensor,
     log_probs: Sequence[NDArray[np.floating]] | NDArray[np.floating],
     config: SearchConfig,
-) -> list[list[int]]:
+    advisers: Advisers,
+) -> list[Texts]:
     """As :func:`search_tokens`, by the searches in which the decoder takes part, each utterance as a whole; log_probs:
     what CTC says of each, (states, vocab_size)."""
     utterances = [row[:length] for row, length in zip(log_probs, encoder_lengths.tolist(), strict=True)]
     if config.search == "joint":
-        return _joint(model, encoder_out, encoder_lengths, utterances, config)
+        memory = model.decoder.read_memory(encoder_out, encoder_lengths)
+        tree = spelling_tree(model.spellings, model.config.ctc_vocab_size)
+        found = joint_beam(utterances, model.decoder, memory, config, advisers, tree=tree)
+        return [(list(texts[0].tokens), tuple(texts)) for texts in found]
     if config.search == "rescoring":
         n_best = [ctc_prefix_beam(utterance, config.beam_size) for utterance in utterances]
         weights = (config.ctc_weight, config.length_bonus)
         read = partial(_read, model, utterances) if model.decoder.listening == "window" else None
-        return rescore(model.decoder, encoder_out, encoder_lengths, n_best, *weights, read)
+        return _alone(rescore(model.decoder, encoder_out, encoder_lengths, n_best, *weights, read))
     seconds = encoder_lengths * model.seconds_per_state
     max_tokens = torch.ceil(seconds * config.max_tokens_per_second).to(torch.int64)
     if model.decoder.listening == "state":
-        return autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens)
+        return _alone(autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens))
     memory = model.decoder.read_memory(encoder_out, encoder_lengths)
     states = [memory.reorder(torch.tensor([row], device=encoder_out.device)) for row in range(len(utterances))]
-    return [
-        window_greedy(model.decoder, state, utterance, model.spellings, most)
-        for state, utterance, most in zip(states, utterances, max_tokens.tolist(), strict=True)
-    ]
+    return _alone(
+        [
+            window_greedy(model.decoder, state, utterance, model.spellings, most)
+            for state, utterance, most in zip(states, utterances, max_tokens.tolist(), strict=True)
+        ]
+    )
 
 
 def _read(
@@ -127,21 +155,3 @@ def _read(
         Reading(text, listening_places(first, counts, states))
         for text, first, (_, (counts,)) in zip(tokens, firsts, spelt, strict=True)
     ]
-
-
-def _joint(
-    model: SambaASR,
-    encoder_out: Tensor,
-    encoder_lengths: Tensor,
-    utterances: Sequence[NDArray[np.floating]],
-    config: SearchConfig,
-) -> list[list[int]]:
-    """As :func:`_decoder_search`, one utterance after the other."""
-    memory = model.decoder.read_memory(encoder_out, encoder_lengths)
-    tree = spelling_tree(model.spellings, model.config.ctc_vocab_size)
-    settings = (config.beam_size, config.ctc_weight, config.length_bonus, config.spelling_weight)
-    found = []
-    for row, log_probs in enumerate(utterances):
-        state = memory.reorder(torch.tensor([row], device=encoder_out.device))
-        found.append(list(joint_beam(log_probs, model.decoder, state, *settings, tree=tree)[0].tokens))
-    return found

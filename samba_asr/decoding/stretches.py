@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from samba_asr.decoding.prefix_beam import Hypothesis
 from samba_asr.text.tokenizer import BLANK_ID
 
 LONGEST_SECONDS = 30.0
@@ -32,6 +33,8 @@ class Found(NamedTuple):
     start: int
     end: int
     tokens: list[int]
+    n_best: tuple[Hypothesis, ...] = ()
+    """joint: this text and others, in CTC's pieces, the best first."""
 
 
 def cut_at_blanks(log_probs: NDArray[np.floating], length: int, longest: int) -> list[tuple[int, int]]:

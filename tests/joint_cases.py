@@ -1,0 +1,12 @@
+"""Joint search of one recording, its settings given one by one."""
+
+from samba_asr.config import SearchConfig
+from samba_asr.decoding.joint import joint_beam
+
+
+def search_one(
+    log_probs, decoder, state, beam_size, ctc_weight, length_bonus=0.0, spelling_weight=1.0, lm_weight=0.0, **others
+):
+    config = SearchConfig("joint", 12.0, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight)
+    (found,) = joint_beam([log_probs], decoder, state, config, **others)
+    return found
