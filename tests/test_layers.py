@@ -54,6 +54,7 @@ HEAVY = [
     "gradio",
     "jiwer",
     "jsonargparse",
+    "kenlm",
     "librosa",
     "lightning",
     "matplotlib",
