@@ -324,7 +324,8 @@ def choose_weights(
     last_scores = _validate(config, module, dev_set)
     if len(checkpoints) == 1:
         return f"step {saved_step(checkpoints[-1])}", last_scores
-    names = [name for name, _ in module.model.named_parameters()]
+    # both names of tied embeddings, or the last ones' would come over their average
+    names = [name for name, _ in module.model.named_parameters(remove_duplicate=False)]
     average = average_states((_model_state(path) for path in checkpoints), names)
     module.model.load_state_dict(average)
     scores = _validate(config, module, dev_set)
