@@ -50,7 +50,7 @@ def texts(tmp_path, monkeypatch):
     """A working folder with texts, manifests and a tokenizer."""
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("\n".join(f"{line.capitalize()}." for line in SENTENCES))
-    manifest("said.jsonl", ["THE CAT SANG", "A BIRD SAT", "the dog sang"])
+    manifest("said.jsonl", ["THE CAT SANG", "A BIRD SAT", "the dog sang", "The cat sang."])
     manifest("dev.jsonl", ["a dog sang", "The dog sang!"])
     manifest("other.jsonl", ["the mat"])
     Tokenizer.train(SENTENCES, 26).save("tokenizer.model")

@@ -82,12 +82,12 @@ def read_training_texts(config: LanguageTrainingConfig, tokenizer: Tokenizer) ->
     unwanted = {normalize_for_training(utterance.text) for utterance in read_manifests(data.dev_manifests)}
     found: list[list[int]] = []
     if data.train_manifests:
-        transcripts = [
-            tokenizer.encode(normalize_text(utterance.text, data.text_form))
+        texts = dict.fromkeys(
+            normalize_text(utterance.text, data.text_form)
             for utterance in read_manifests(data.train_manifests)
             if normalize_for_training(utterance.text) not in unwanted
-        ]
-        transcripts = [tokens for tokens in transcripts if 0 < len(tokens) <= LONGEST]
+        )
+        transcripts = [tokens for text in texts if 0 < len(tokens := tokenizer.encode(text)) <= LONGEST]
         if not transcripts:
             raise ValueError(f"data.train: {', '.join(data.train_manifests)} have no transcript that can be learnt")
         _log("data.train", transcripts, data.train_repeats)

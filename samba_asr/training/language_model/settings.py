@@ -22,7 +22,7 @@ class TranscriptConfig:
     """Manifests of the development sets, made by librispeech/prepare.py: perplexities are told of each, and the weights
     are chosen by them. What is said in them is never learnt, wherever else it stands."""
     train: list[str] | str = field(default_factory=list)
-    """Manifests whose transcripts are learnt; their audio is not needed."""
+    """Manifests whose transcripts are learnt, those that several people read once; their audio is not needed."""
     train_repeats: int = 1
     """Times that each of these transcripts comes in an epoch: more than once where the texts are many times as long and
     in another style."""
