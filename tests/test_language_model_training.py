@@ -128,9 +128,11 @@ def test_a_run_learns_a_handful_of_sentences_by_heart(config, tmp_path):
     assert before > 25 and math.log(6) <= after < math.log(6) + 0.3
 
 
-def test_a_step_is_adamw_on_the_mean_loss_a_token(config, tmp_path):
-    """Against a step written out, from the same weights: warm-up, cosine, clip, mean over tokens and ends."""
-    settings = OptimiserConfig(learning_rate=0.01, weight_decay=0.0, warmup_steps=4, gradient_clip=0.1)
+@pytest.mark.parametrize(("clip", "eps"), [(0.1, 1e-8), (100.0, 1.0)])
+def test_a_step_is_adamw_on_the_mean_loss_a_token(clip, eps, config, tmp_path):
+    """Against a step written out, from the same weights: warm-up, clip, mean over tokens and ends. Adam's first step
+    knows no gradient's size but for eps."""
+    settings = OptimiserConfig(learning_rate=0.01, weight_decay=0.0, warmup_steps=4, gradient_clip=clip, eps=eps)
     model = dataclasses.replace(MODEL, dropout=0.0)
     run = make_run(dataclasses.replace(config, optimiser=settings, model=model), tmp_path)
     before = {name: parameter.detach().clone() for name, parameter in run.model.named_parameters()}
@@ -138,12 +140,12 @@ def test_a_step_is_adamw_on_the_mean_loss_a_token(config, tmp_path):
     loss = run.model.losses(tokens, lengths).sum() / 7
     gradients = torch.autograd.grad(loss, list(run.model.parameters()))
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
-    assert norm > 0.1
+    assert 0.1 < norm < 100
     assert run.make_step(tokens, lengths)
     rate = 0.01 / 4  # the first of four warm-up steps, at the cosine's start
     for (name, parameter), gradient in zip(run.model.named_parameters(), gradients, strict=True):
-        clipped = gradient * 0.1 / norm
-        expected = before[name] - rate * clipped / (clipped.abs() + 1e-8)  # Adam's first step
+        clipped = gradient * min(1.0, clip / norm)
+        expected = before[name] - rate * clipped / (clipped.abs() + eps)
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-6)
     assert (run.progress.step, run.progress.position, run.progress.tokens) == (1, 1, 7)
 

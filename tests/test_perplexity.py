@@ -53,6 +53,15 @@ def test_scores_are_those_of_a_direct_computation(batch_tokens, model, tokenizer
     assert found.nats_per_character == pytest.approx(nats / (characters + 4))
 
 
+@pytest.mark.parametrize(("batch_tokens", "batches"), [(1, 4), (14, 3), (4000, 1)])
+def test_batches_hold_no_more_tokens_than_asked(batch_tokens, batches, model, tokenizer, monkeypatch):
+    sizes, losses = [], model.losses
+    monkeypatch.setattr(model, "losses", lambda tokens, lengths: sizes.append(tokens.shape) or losses(tokens, lengths))
+    score_texts(model, tokenizer, ["a dog", "a dog", "a dog", "no bird sang that day"], batch_tokens)
+    most = max(count * (tokens + 1) for count, tokens in sizes if count > 1) if batches < 4 else 0
+    assert len(sizes) == batches and most <= batch_tokens
+
+
 def test_dropout_has_no_say_and_training_goes_on_after(model, tokenizer):
     model.train()
     first, second = (score_texts(model, tokenizer, TEXTS) for _ in range(2))
