@@ -44,7 +44,7 @@ from samba_asr.training.config import (
 )
 from samba_asr.training.data import SpeechDataset, collate, read_manifests, select_utterances
 from samba_asr.training.manifest import Utterance, write_manifest
-from samba_asr.training.module import TrainingModule, parameter_groups
+from samba_asr.training.module import DevScores, TrainingModule, parameter_groups
 from samba_asr.training.run import set_global_statistics, spread, train
 from samba_asr.training.schedule import learning_rate_share, run_progress
 
@@ -636,6 +636,37 @@ def test_the_average_is_exported_only_if_it_is_not_worse(whole_run, corpus, monk
             assert what.startswith("the average of steps 4, 8, 12") and found.loss == average_loss
         else:
             assert what.startswith("step 12 (") and found.loss == 2.0
+
+
+def test_tied_embeddings_are_averaged_too(corpus, tmp_path):
+    """They have two names; the last checkpoint's must not come over their average."""
+    config = settings(corpus, max_steps=2, checkpoint_every=1, average_last=2)
+    decoder = dataclasses.replace(config.model.decoder, tied_embedding=True)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, decoder=decoder))
+    train(config, tmp_path / "run")
+    checkpoints = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert len(checkpoints) == 2
+    states = [torch.load(path, weights_only=True) for path in checkpoints]
+    for state in states:
+        state["state_dict"]["model.decoder.embedding.weight"] += torch.randn(())  # both names share it
+    for path, state in zip(checkpoints, states, strict=True):
+        torch.save(state, path)
+    found = weights_averaged(config, corpus, checkpoints)
+    expected = sum(state["state_dict"]["model.decoder.embedding.weight"] for state in states) / 2
+    torch.testing.assert_close(found.decoder.embedding.weight.detach(), expected)
+
+
+def weights_averaged(config, corpus, checkpoints):
+    """Return the model with the average of checkpoints, whatever their scores."""
+    tokenizer = Tokenizer.load(corpus / "tokenizer.model")
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, vocab_size=tokenizer.vocab_size))
+    selection = selected(config)
+    module = TrainingModule(config, SambaASR(config.model), tokenizer, selection.utterances)
+    scores = iter([DevScores(2.0, 0.0, 0.0, None), DevScores(1.0, 0.0, 0.0, None)])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training_run, "_validate", lambda *_: next(scores))
+        training_run.choose_weights(config, module, selection, checkpoints)
+    return module.model
 
 
 def test_what_was_exported_has_the_dev_loss_that_was_reported(whole_run, corpus):

@@ -105,7 +105,9 @@ class LanguageModel(nn.Module):
         inputs, targets = decoder_pairs(tokens, token_lengths)
         logits, _ = self(inputs, token_lengths + 1, self.initial_state(len(tokens)))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none")
+        # a row for each token: with the classes in the middle, PyTorch copies all logits to and fro
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return losses.view_as(targets)
 
     def _blocks(self) -> list[LanguageModelBlock]:
         return [block for block in self.blocks if isinstance(block, LanguageModelBlock)]

@@ -1,24 +1,19 @@
 """What happens beside the training steps: metrics, checkpoints, and stopping in good order."""
 
 import csv
-import logging
 import math
-import signal
 import statistics
 import sys
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning
 from tqdm import tqdm
 
 from samba_asr.training.module import DevScores, Progress, TrainingModule
-
-log = logging.getLogger(__name__)
+from samba_asr.training.stopping import StopRequest
 
 COLUMNS = (
     "step",
@@ -53,10 +48,10 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return [{name: float(cell) for name, cell in row.items() if cell} for row in csv.DictReader(file)]
 
 
-def write_metrics(path: Path, rows: list[dict[str, float]]) -> None:
+def write_metrics(path: Path, rows: list[dict[str, float]], columns: Sequence[str] = COLUMNS) -> None:
     """Write metrics.csv anew."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
 
@@ -212,25 +207,21 @@ class Checkpoints(lightning.Callback):
 
 
 class GracefulStop(lightning.Callback):
-    """Ends the training after the current step when time is up or the process is asked to end (SIGINT, SIGTERM).
+    """Ends the training after the current step where a :class:`StopRequest` has a reason.
 
-    A second SIGINT interrupts at once. Must come before :class:`Checkpoints`, which saves the last step.
+    Must come before :class:`Checkpoints`, which saves the last step.
     """
 
     def __init__(self, max_minutes: float | None) -> None:
-        self.max_minutes = max_minutes
-        self.reason: str | None = None
+        self._request = StopRequest(max_minutes)
+
+    @property
+    def reason(self) -> str | None:
+        """Why the training was ended, None if it was not."""
+        return self._request.reason
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, self._handle)  # Lightning restores what was there before it started
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.reason is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.reason = signal.Signals(number).name
-        log.warning("%s: stopping after this step; the weights so far are averaged and exported", self.reason)
+        self._request.listen()  # Lightning restores what was there before it started
 
     def on_train_batch_end(
         self,
@@ -241,7 +232,6 @@ class GracefulStop(lightning.Callback):
         batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, TrainingModule)
-        if self.max_minutes is not None and pl_module.progress.minutes >= self.max_minutes and self.reason is None:
-            self.reason = f"max_minutes ({self.max_minutes}) reached"
+        self._request.look_at_clock(pl_module.progress.minutes)
         if self.reason is not None:
             trainer.should_stop = True

@@ -1,4 +1,4 @@
-"""The command line of train.py."""
+"""The command line of train.py, and how command lines of training runs are read."""
 
 import dataclasses
 import logging
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
@@ -16,34 +17,46 @@ INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
 
+Config = TypeVar("Config")
+
+
 @dataclass(frozen=True)
-class Arguments:
+class Arguments(Generic[Config]):
     """A command line, read."""
 
-    config: TrainingConfig
+    config: Config
     out: Path
     resume: bool
 
 
-def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Read a YAML file and flags; flags after ``--config`` override the file.
-
-    Exits with status 2 and a line on stderr if a key is unknown or a value is rejected.
-    """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(
+def parse_arguments(argv: Sequence[str]) -> Arguments[TrainingConfig]:
+    """Read train.py's command line; as :func:`parse_settings`."""
+    return parse_settings(
+        TrainingConfig,
+        argv,
         prog="train.py",
         description="Train a recogniser. RUN_DIR/checkpoint is the result; the rest of RUN_DIR says how it came about.",
     )
+
+
+def parse_settings(config_class: type[Config], argv: Sequence[str], **about: Any) -> Arguments[Config]:
+    """Read a YAML file and flags; flags after ``--config`` override the file.
+
+    config_class: the dataclass of all settings; about: prog, description and whatever else the parser is given.
+    Exits with status 2 and a line on stderr if a key is unknown or a value is rejected.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(**about)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
     parser.add_argument("--out", type=str, required=True, metavar="RUN_DIR", help="Folder of the run.")
     parser.add_argument("--resume", type=bool, default=False, help="true: continue the run in RUN_DIR.")
-    parser.add_class_arguments(TrainingConfig)
+    parser.add_class_arguments(config_class)
     values = parser.parse_args(list(argv))
     try:
         instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
         built = instantiate(values)
-        config = TrainingConfig(**{f.name: built[f.name] for f in dataclasses.fields(TrainingConfig)})
+        fields: Any = dataclasses.fields(config_class)  # type: ignore[arg-type]
+        config = config_class(**{field.name: built[field.name] for field in fields})
     except ValueError as error:
         parser.error(str(error))
     return Arguments(config, Path(built["out"]), built["resume"])

@@ -7,7 +7,10 @@ from matplotlib.figure import Figure
 
 from samba_asr.training.callbacks import read_metrics
 
-_PANELS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
+Panel = tuple[str, Sequence[tuple[str, str]]]
+"""A title, and the columns drawn below it with their labels."""
+
+_PANELS: Sequence[Panel] = (
     (
         "loss per token",
         (
@@ -27,11 +30,12 @@ _PANELS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
 )
 
 
-def plot_curves(metrics: Path, picture: Path) -> None:
-    """Draw losses, word error rate, learning rate and speed over the steps of a metrics.csv as a PNG."""
+def plot_curves(metrics: Path, picture: Path, panels: Sequence[Panel] = _PANELS) -> None:
+    """Draw four panels over the steps of a metrics.csv as a PNG: a recogniser's losses, word error rate, learning rate
+    and speed, if nothing else is asked for."""
     rows = read_metrics(metrics)
     figure = Figure(figsize=(11, 7), layout="constrained")
-    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, _PANELS, strict=True):
+    for axes, (title, curves) in zip(figure.subplots(2, 2).flat, panels, strict=True):
         for column, label in curves:
             points = [(row["step"], row[column]) for row in rows if column in row]
             if points:

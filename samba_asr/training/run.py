@@ -1,7 +1,6 @@
 """A whole training run, from manifests to an exported checkpoint folder."""
 
 import dataclasses
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -12,7 +11,6 @@ from typing import Any
 import lightning
 import numpy as np
 import torch
-import yaml
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
@@ -43,6 +41,7 @@ from samba_asr.training.data import (
     select_utterances,
 )
 from samba_asr.training.module import DevScores, TrainingModule
+from samba_asr.training.records import write_records
 from samba_asr.training.resume import check_folder, check_same_run, read_checkpoint
 from samba_asr.training.start import fitted, load_encoder, load_initial
 from samba_asr.training.text import TextBatches, read_sentences
@@ -98,7 +97,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
     module = TrainingModule(config, model, tokenizer, dev_set.utterances, _text(config, tokenizer), matching)
     start = 0 if last is None else _load_weights(module, last)
     environment = describe_environment(command, trainer.strategy.root_device)
-    _write_records(out, config, environment)
+    write_records(out, config.to_dict(), environment)
     if last is None:
         (out / "metrics.csv").unlink(missing_ok=True)
     else:
@@ -221,19 +220,6 @@ def _text(config: TrainingConfig, tokenizer: Tokenizer) -> TextBatches | None:
     return TextBatches(sentences, config.text.tokens, config.seed)
 
 
-def _write_records(out: Path, config: TrainingConfig, environment: dict[str, Any]) -> None:
-    """Write config.yaml and versions.json; where a run is resumed, the records before stay under "earlier"."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False), encoding="utf-8")
-    versions = out / "versions.json"
-    earlier = []
-    if versions.exists():
-        before = json.loads(versions.read_text(encoding="utf-8"))
-        earlier = [*before.pop("earlier", []), before]
-    record = {**environment, "earlier": earlier} if earlier else environment
-    versions.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
 @torch.no_grad()
 def set_global_statistics(model: SambaASR, selection: Selection, seed: int) -> None:
     """Estimate mean and deviation of each mel band over training utterances, and set them in the model."""
@@ -338,7 +324,8 @@ def choose_weights(
     last_scores = _validate(config, module, dev_set)
     if len(checkpoints) == 1:
         return f"step {saved_step(checkpoints[-1])}", last_scores
-    names = [name for name, _ in module.model.named_parameters()]
+    # both names of tied embeddings, or the last ones' would come over their average
+    names = [name for name, _ in module.model.named_parameters(remove_duplicate=False)]
     average = average_states((_model_state(path) for path in checkpoints), names)
     module.model.load_state_dict(average)
     scores = _validate(config, module, dev_set)

@@ -6,10 +6,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-
+from samba_asr.training.cli import parse_settings
 from samba_asr.training.whisper.settings import DecoderDistilConfig, DistilConfig, LabelConfig
 
 LABEL_DESCRIPTION = """\
@@ -140,23 +140,11 @@ def label_parser() -> argparse.ArgumentParser:
 
 
 def _main(prog: str, description: str, config_class: Any, argv: Sequence[str] | None) -> int:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog=prog, description=description)
-    parser.add_argument("--config", action="config", help="YAML file with any of the settings below.")
-    parser.add_argument("--out", type=str, required=True, metavar="RUN_DIR", help="Folder of the run.")
-    parser.add_argument("--resume", type=bool, default=False, help="true: continue the run in RUN_DIR.")
-    parser.add_class_arguments(config_class)
-    values = parser.parse_args(sys.argv[1:] if argv is None else list(argv))
-    try:
-        instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # renamed in jsonargparse 4.49
-        built = instantiate(values)
-        config = config_class(**{f.name: built[f.name] for f in dataclasses.fields(config_class)})
-    except ValueError as error:
-        parser.error(str(error))
+    arguments = parse_settings(config_class, sys.argv[1:] if argv is None else argv, prog=prog, description=description)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # see samba_asr.training.cli
     try:
-        path = _run(config, built["out"], built["resume"])
+        path = _run(arguments.config, arguments.out, arguments.resume)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
@@ -164,7 +152,7 @@ def _main(prog: str, description: str, config_class: Any, argv: Sequence[str] | 
     return 0
 
 
-def _run(config: DistilConfig | DecoderDistilConfig, out: str, resume: bool) -> object:
+def _run(config: DistilConfig | DecoderDistilConfig, out: Path, resume: bool) -> object:
     # these take seconds to import: not for --help
     if isinstance(config, DistilConfig):
         from samba_asr.training.whisper.distil import distil

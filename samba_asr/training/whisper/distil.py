@@ -26,7 +26,7 @@ from tqdm import tqdm
 from samba_asr.atomic import replacing
 from samba_asr.audio.features import LogMel
 from samba_asr.config import FeatureConfig, ModelConfig
-from samba_asr.model.checkpoint import as_stored
+from samba_asr.model.checkpoint_files import as_stored
 from samba_asr.model.encoder import Encoder, EncoderBlock
 from samba_asr.training.data import read_manifests
 from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups

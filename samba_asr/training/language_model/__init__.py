@@ -1,0 +1,1 @@
+"""Training of the language model that joint search can weigh texts with."""
