@@ -1,7 +1,8 @@
 """Audio to words: the one class that the command line, the demo and Python users share."""
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +12,38 @@ from torch import Tensor
 
 from samba_asr.audio.load import load_audio
 from samba_asr.config import Search, SearchConfig
-from samba_asr.decoding.search import search_stretches
+from samba_asr.decoding.advisers import advisers_of, load_lm
+from samba_asr.decoding.hotwords import read_hotwords
+from samba_asr.decoding.n_best import join_n_best
+from samba_asr.decoding.ngram import NGram
+from samba_asr.decoding.search import check_advisers, search_stretches
 from samba_asr.decoding.stretches import Found
 from samba_asr.decoding.words import confidence, place_pieces, place_words, word_times
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
+from samba_asr.model.language_model import LanguageModel
 from samba_asr.model.pretrained import resolve_model
 from samba_asr.text.tokenizer import SPECIAL_IDS, Tokenizer
-from samba_asr.transcript import Transcript, Word
+from samba_asr.transcript import Alternative, Transcript, Word
+
+Hotwords = str | Path | Mapping[str, float] | Sequence[str]
+"""A list such as "Nadezhda,Kubernetes:2", a file's path, or phrases, perhaps with their weights."""
 
 
 class Transcriber:
     """A recogniser with its tokenizer and search.
 
-    ``search`` is the checkpoint's own where none is given; ``name`` is what transcripts call the model.
+    ``search`` is the checkpoint's own where none is given; ``name`` is what transcripts call the model. ``lm`` and
+    ``hotwords`` (phrases with their weights) have a say in joint search.
     """
 
     def __init__(
-        self, model: SambaASR, tokenizer: Tokenizer, search: SearchConfig | None = None, *, name: str = "samba-asr"
+        self,
+        model: SambaASR,
+        tokenizer: Tokenizer,
+        search: SearchConfig | None = None,
+        *,
+        name: str = "samba-asr",
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -37,7 +52,10 @@ class Transcriber:
         self.name = name
         self.sample_rate = model.config.features.sample_rate
         self.seconds_per_frame = model.config.features.hop_length / self.sample_rate
-        self._pieces = ["" if i in SPECIAL_IDS else text for i, text in enumerate(tokenizer.pieces())]
+        self.lm: LanguageModel | NGram | None = None
+        self.hotwords: Mapping[str, float] = {}
+        texts = ["" if i in SPECIAL_IDS else text for i, text in enumerate(tokenizer.pieces())]
+        self._pieces = texts[: model.config.ctc_vocab_size]
 
     @classmethod
     def load(
@@ -50,12 +68,18 @@ class Transcriber:
         ctc_weight: float | None = None,
         length_bonus: float | None = None,
         spelling_weight: float | None = None,
+        lm: str | Path | None = None,
+        lm_weight: float | None = None,
+        hotwords: Hotwords | None = None,
+        hotword_boost: float | None = None,
     ) -> "Transcriber":
         """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
 
-        search, beam_size, ctc_weight, length_bonus, spelling_weight: instead of the checkpoint's (see
-        :class:`SearchConfig`). Raises FileNotFoundError where there is no such model, ValueError for a broken one, a
-        device that this machine lacks, or a setting of the search that cannot be.
+        search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, hotword_boost: instead of the
+        checkpoint's (see :class:`SearchConfig`). lm: a language model, see
+        :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. Raises FileNotFoundError where
+        there is no such model or file, ValueError for a broken one, a device that this machine lacks, or a setting
+        of the search that cannot be; RuntimeError where a library for the language model is not installed.
         """
         folder = resolve_model(model)
         recogniser, tokenizer = load_checkpoint(folder, device=_usable_device(device))
@@ -65,28 +89,55 @@ class Transcriber:
             "ctc_weight": ctc_weight,
             "length_bonus": length_bonus,
             "spelling_weight": spelling_weight,
+            "lm_weight": lm_weight,
+            "hotword_boost": hotword_boost,
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(recogniser.config.search, **changes)
-        return cls(recogniser, tokenizer, config, name=folder.resolve().name)
+        transcriber = cls(recogniser, tokenizer, config, name=folder.resolve().name)
+        if lm is not None:
+            transcriber.lm = load_lm(lm, tokenizer, transcriber._pieces, device)
+        if hotwords is not None:
+            transcriber.hotwords = _weights(hotwords)
+        transcriber.check()
+        return transcriber
 
-    def transcribe(self, audio: str | Path | np.ndarray) -> Transcript:
+    def check(self, n_best: int = 1) -> None:
+        """Raise ValueError where the search cannot do what is asked: it has no say for a language model or hotwords,
+        or fewer texts than n_best."""
+        check_advisers(self.search, advisers_of(self.search, self.lm, self.hotwords, self._pieces))
+        if n_best < 1:
+            raise ValueError(f"n_best ({n_best}) must be positive")
+        if n_best > 1 and self.search.search != "joint":
+            raise ValueError(f"search ({self.search.search!r}) must be 'joint' where n_best ({n_best}) is above 1")
+        if n_best > self.search.beam_size:
+            raise ValueError(f"n_best ({n_best}) must not exceed beam_size ({self.search.beam_size}): widen the beam")
+
+    def transcribe(
+        self, audio: str | Path | np.ndarray, *, hotwords: Hotwords | None = None, n_best: int = 1
+    ) -> Transcript:
         """Transcribe a file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz).
 
-        Raises FileNotFoundError or AudioDecodeError for a file that gives no audio, ValueError for an array of another
-        shape or type.
+        hotwords: instead of the transcriber's own; n_best: with 2 or more the transcript holds so many texts, or as
+        many as the beam has. Raises FileNotFoundError or AudioDecodeError for a file that gives no audio, ValueError
+        for an array of another shape or type, and as :meth:`check`.
         """
         waveform = load_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else audio
-        return self.transcribe_batch([waveform])[0]
+        return self.transcribe_batch([waveform], hotwords=hotwords, n_best=n_best)[0]
 
-    def transcribe_batch(self, waveforms: Sequence[np.ndarray]) -> list[Transcript]:
+    def transcribe_batch(
+        self, waveforms: Sequence[np.ndarray], *, hotwords: Hotwords | None = None, n_best: int = 1
+    ) -> list[Transcript]:
         """Transcribe waveforms at once; each transcript is the one that :meth:`transcribe` gives.
 
         Where every sample is zero, or there is none, the text is empty: no model is asked what it makes of nothing.
         """
+        if hotwords is not None:
+            return self._with_hotwords(_weights(hotwords)).transcribe_batch(waveforms, n_best=n_best)
+        self.check(n_best)
         arrays = [_checked(waveform) for waveform in waveforms]
         sounding = [array for array in arrays if array.any()]
-        heard = iter(self._heard(sounding) if sounding else [])
+        heard = iter(self._heard(sounding, n_best) if sounding else [])
         return [
             next(heard) if array.any() else Transcript("", len(array) / self.sample_rate, self.name) for array in arrays
         ]
@@ -103,24 +154,42 @@ class Transcriber:
         frames: np.ndarray = features[0].cpu().numpy()
         return frames
 
+    def _with_hotwords(self, hotwords: Mapping[str, float]) -> "Transcriber":
+        other = copy.copy(self)
+        other.hotwords = hotwords
+        return other
+
     @torch.inference_mode()
-    def _heard(self, arrays: Sequence[np.ndarray]) -> list[Transcript]:
+    def _heard(self, arrays: Sequence[np.ndarray], n_best: int) -> list[Transcript]:
         device = next(self.model.parameters()).device
         waveforms, lengths = _padded(arrays)
         encoder_out, encoder_lengths = self.model.encode(waveforms.to(device), lengths.to(device))
         log_probs = self.model.ctc_log_probs(encoder_out, encoder_lengths).cpu().numpy()
-        found = search_stretches(self.model, encoder_out, encoder_lengths, log_probs, self.search)
+        advisers = advisers_of(self.search, self.lm, self.hotwords, self._pieces)
+        found = search_stretches(self.model, encoder_out, encoder_lengths, log_probs, self.search, advisers)
         return [
-            self._transcript(len(array) / self.sample_rate, said, stretches)
+            self._transcript(len(array) / self.sample_rate, said, stretches, n_best)
             for array, said, stretches in zip(arrays, log_probs, found, strict=True)
         ]
 
-    def _transcript(self, duration: float, log_probs: np.ndarray, stretches: Sequence[Found]) -> Transcript:
+    def _transcript(
+        self, duration: float, log_probs: np.ndarray, stretches: Sequence[Found], n_best: int
+    ) -> Transcript:
         """log_probs: what CTC says of a recording, (states, vocab_size); stretches: what the search found in it."""
         tokens = [token for found in stretches for token in found.tokens]
         # A piece that begins a word says so itself: joined, the last and the first word of two stretches stay two.
         words = self.tokenizer.decode(tokens).split()
-        return Transcript(" ".join(words), duration, self.name, self._words(words, duration, log_probs, stretches))
+        placed = self._words(words, duration, log_probs, stretches)
+        return Transcript(" ".join(words), duration, self.name, placed, self._n_best(stretches, n_best))
+
+    def _n_best(self, stretches: Sequence[Found], count: int) -> tuple[Alternative, ...]:
+        """Several spellings in pieces may be one text: only the best of them counts."""
+        if count == 1:
+            return ()
+        texts: dict[str, float] = {}
+        for hypothesis in join_n_best([found.n_best for found in stretches], count * self.search.beam_size):
+            texts.setdefault(" ".join(self.tokenizer.decode(hypothesis.tokens).split()), hypothesis.log_prob)
+        return tuple(Alternative(text, score) for text, score in list(texts.items())[:count])
 
     def _words(
         self, words: list[str], duration: float, log_probs: np.ndarray, stretches: Sequence[Found]
@@ -133,6 +202,12 @@ class Transcriber:
         starts, ends = word_times(placed, self.model.seconds_per_state, duration, self.words)
         columns = (starts, ends, confidence(placed.log_probs, self.words))
         return tuple(map(Word, words, *(column.tolist() for column in columns)))
+
+
+def _weights(hotwords: Hotwords) -> Mapping[str, float]:
+    if isinstance(hotwords, str | Path):
+        return read_hotwords(hotwords)
+    return hotwords if isinstance(hotwords, Mapping) else dict.fromkeys(hotwords, 1.0)
 
 
 def _padded(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,16 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Alternative:
+    """A text that a recording may hold."""
+
+    text: str
+    """The words, separated by single spaces."""
+    score: float
+    """Natural logarithm of what the search gave it: only differences between texts of one recording mean something."""
+
+
+@dataclass(frozen=True)
 class Transcript:
     """The words of one recording."""
 
@@ -31,6 +41,8 @@ class Transcript:
     """Name of the model that heard them."""
     words: tuple[Word, ...] = ()
     """The text's words, one by one, in order."""
+    n_best: tuple[Alternative, ...] = ()
+    """Where they were asked for, this text and others, the best first, no two alike."""
 
     @property
     def confidence(self) -> float:
@@ -48,5 +60,10 @@ class Transcript:
             "duration": self.duration,
             "confidence": round(self.confidence, 3),
             "words": words,
+            **(
+                {"n_best": [{"text": each.text, "score": round(each.score, 3)} for each in self.n_best]}
+                if self.n_best
+                else {}
+            ),
             "model": self.model,
         }

@@ -10,7 +10,8 @@ from joint_cases import search_one
 from test_readings import PIECES, SPELLINGS, WIDE, build, every_text, random_case, readings, tree_of
 
 from samba_asr.config import LanguageModelConfig, MixerConfig, SearchConfig
-from samba_asr.decoding.joint import Advisers, joint_beam
+from samba_asr.decoding.advisers import Advisers
+from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.readings import Reader
 from samba_asr.decoding.search import search_stretches, search_tokens
 from samba_asr.decoding.timing import Timing

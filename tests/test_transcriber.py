@@ -104,7 +104,9 @@ def test_a_text_that_ctc_cannot_say_is_spread_over_the_recording(transcriber, wa
     short = waveforms[0][:8_000]
     tokens = [token for token in range(4, 30)] * 3
     monkeypatch.setattr(
-        transcriber_module, "search_stretches", lambda model, out, lengths, said, config: [[Found(0, 12, tokens)]]
+        transcriber_module,
+        "search_stretches",
+        lambda model, out, lengths, said, config, advisers: [[Found(0, 12, tokens)]],
     )
     transcript = transcriber.transcribe(short)
     check_words(transcript)

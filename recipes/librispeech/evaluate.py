@@ -70,6 +70,18 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         help="joint: power of CTC's choice among pieces (the checkpoint's)",
     )
     parser.add_argument(
+        "--lm", metavar="MODEL", help="joint: folder of a language model, or an n-gram file (ARPA or KenLM's binary)"
+    )
+    parser.add_argument(
+        "--lm-weight", type=float, metavar="W", help="joint: what the language model counts (the checkpoint's)"
+    )
+    parser.add_argument(
+        "--hotwords", metavar="WORDS", help='joint: words to favour, "Nadezhda,Kubernetes:2", or a file with one a line'
+    )
+    parser.add_argument(
+        "--hotword-boost", type=float, metavar="B", help="joint: added for each of their letters (the checkpoint's)"
+    )
+    parser.add_argument(
         "--batch-seconds", type=positive_int, default=60, metavar="S", help="audio in a batch, padding included (60)"
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N utterances of each set")
@@ -182,12 +194,14 @@ def make_writable(folder: Path) -> None:
         pass
 
 
-def search_setting(search: SearchConfig) -> str:
+def search_setting(search: SearchConfig, options: argparse.Namespace) -> str:
     """Return what a reader needs to know of a search."""
     if search.search in ("rescoring", "joint"):
         settings = f"{search.beam_size} texts, CTC weight {search.ctc_weight}, length bonus {search.length_bonus}"
         if search.search == "joint":
             settings += f", spelling weight {search.spelling_weight}"
+            settings += f", language model {options.lm}, weight {search.lm_weight}" if options.lm else ""
+            settings += f", hotwords {options.hotwords}, boost {search.hotword_boost}" if options.hotwords else ""
         return f"{search.search}, {settings}"
     return search.search
 
@@ -198,7 +212,7 @@ def describe(options: argparse.Namespace, arguments: Sequence[str], transcriber:
     return {
         "Command": shlex.join(["python", sys.argv[0], *arguments]),
         "Model": f"{options.model or transcriber.name}, {parameters / 1e6:.1f} M parameters",
-        "Search": search_setting(transcriber.search),
+        "Search": search_setting(transcriber.search, options),
         "Device": torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device,
         "Batches": f"at most {options.batch_seconds} s of audio, padding included",
         **({"Limit": f"the first {options.limit} utterances of each set"} if options.limit else {}),
@@ -226,15 +240,23 @@ def run(arguments: Sequence[str]) -> int:
         transcriber = Transcriber.load(
             options.model,
             options.device,
+            options.search[0] if options.search else None,
             beam_size=options.beam_size,
             ctc_weight=options.ctc_weight,
             length_bonus=options.length_bonus,
             spelling_weight=options.spelling_weight,
+            lm=options.lm,
+            lm_weight=options.lm_weight,
+            hotwords=options.hotwords,
+            hotword_boost=options.hotword_boost,
         )
-    except (OSError, ValueError) as error:
+        searches = list(dict.fromkeys(options.search or [transcriber.search.search]))
+        for search in searches:  # a search that does not go with the other options shows before the work
+            transcriber.search = replace(transcriber.search, search=search)
+            transcriber.check()
+    except (OSError, ValueError, RuntimeError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return USAGE
-    searches = list(dict.fromkeys(options.search or [transcriber.search.search]))
     unreadable = False
     for search in searches:
         transcriber.search = replace(transcriber.search, search=search)

@@ -6,13 +6,14 @@ by both, so that what CTC spells doubtfully survives where the decoder knows the
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from samba_asr.config import SearchConfig
+from samba_asr.decoding.advisers import NOBODY, Advisers
 from samba_asr.decoding.networks import DecoderScorer, Fused, FusedState, LanguageModelScorer
 from samba_asr.decoding.pool import Pool, Search, run_together
 from samba_asr.decoding.prefix_beam import Hypothesis, Paths, PrefixBeam, Step
@@ -21,7 +22,6 @@ from samba_asr.decoding.scorers import PieceScorer, TokenScorer
 from samba_asr.decoding.spelling import SpellingTree, spelling_tree
 from samba_asr.decoding.timing import Timing
 from samba_asr.model.decoder import Decoder, DecoderState
-from samba_asr.model.language_model import LanguageModel
 
 MARGIN = 5.0
 """Nats below the best of its kind from which on a piece starts nothing and a text is given up: each text that is kept
@@ -29,18 +29,6 @@ costs a step of the decoder."""
 SOFT_START = 1.6
 """Times spelling_weight, this is the share of the margin within which pieces start something, up to all of it: where
 CTC's choice among them is softened, too many would."""
-
-
-class Advisers(NamedTuple):
-    """Who has a say in a text beside CTC and the decoder."""
-
-    language_model: LanguageModel | None = None
-    """Over the decoder's tokens; counts lm_weight."""
-    piece_scorers: Sequence[tuple[float, PieceScorer[Any]]] = ()
-    """Each with its weight."""
-
-
-NOBODY = Advisers()
 
 
 @torch.no_grad()

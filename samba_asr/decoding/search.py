@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samba_asr.config import SearchConfig
+from samba_asr.decoding.advisers import NOBODY, Advisers
 from samba_asr.decoding.greedy import UNSAID, autoregressive_greedy, ctc_greedy, window_greedy
-from samba_asr.decoding.joint import NOBODY, Advisers, joint_beam
+from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import Hypothesis, ctc_prefix_beam
 from samba_asr.decoding.rescoring import Reading, rescore
 from samba_asr.decoding.spelling import spelling_tree

@@ -1,0 +1,66 @@
+"""Who has a say in joint search beside CTC and the decoder: a language model, and hotwords."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from samba_asr.config import SearchConfig
+from samba_asr.decoding.hotwords import Hotwords
+from samba_asr.decoding.ngram import NGram
+from samba_asr.decoding.scorers import PieceScorer
+from samba_asr.model.language_model import LanguageModel
+from samba_asr.model.language_model_checkpoint import load_language_model
+from samba_asr.text.tokenizer import Tokenizer
+
+
+class Advisers(NamedTuple):
+    """Of one search."""
+
+    language_model: LanguageModel | None = None
+    """Over the decoder's tokens; counts lm_weight."""
+    piece_scorers: Sequence[tuple[float, PieceScorer[Any]]] = ()
+    """Each with its weight."""
+
+
+NOBODY = Advisers()
+
+
+def load_lm(
+    path: str | Path, tokenizer: Tokenizer, pieces: Sequence[str], device: str | torch.device = "cpu"
+) -> LanguageModel | NGram:
+    """Read a language model: the folder of one of recipes/language_model, or an n-gram file (ARPA, KenLM's binary).
+
+    tokenizer: the recogniser's; pieces: the texts of CTC's. Raises FileNotFoundError, ValueError for a model that is
+    broken or has other tokens, RuntimeError where the library for n-grams is not installed.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(f"language model {path} is neither a folder of recipes/language_model nor a file")
+        return NGram.load(path, pieces)
+    model, its = load_language_model(path, device)
+    if its.model_proto != tokenizer.model_proto:
+        raise ValueError(
+            f"language model {path} has other tokens than the recogniser; train one for it with: "
+            "python recipes/language_model/train.py --model RECOGNISER"
+        )
+    return model
+
+
+def advisers_of(
+    search: SearchConfig, lm: LanguageModel | NGram | None, hotwords: Mapping[str, float], pieces: Sequence[str]
+) -> Advisers:
+    """Return who has a say in a search, by its weights; NOBODY where there is neither language model nor hotword.
+
+    hotwords: phrases and weights, as :func:`samba_asr.decoding.hotwords.read_hotwords` gives; pieces: the texts of
+    CTC's. Raises ValueError for a hotword that the pieces cannot spell.
+    """
+    scorers: list[tuple[float, PieceScorer[Any]]] = []
+    if isinstance(lm, NGram):
+        scorers.append((search.lm_weight, lm))
+    if hotwords:
+        scorers.append((search.hotword_boost, Hotwords(hotwords, pieces)))
+    model = lm if isinstance(lm, LanguageModel) else None
+    return NOBODY if model is None and not scorers else Advisers(model, tuple(scorers))

@@ -1,0 +1,143 @@
+"""Transcribers with hotwords, a language model, and several texts."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from samba_asr.audio.load import load_audio
+from samba_asr.config import LanguageModelConfig, MixerConfig
+from samba_asr.decoding import stretches
+from samba_asr.model.language_model import LanguageModel
+from samba_asr.model.language_model_checkpoint import save_language_model
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.transcriber import Transcriber
+
+SMALL = LanguageModelConfig(40, d_model=16, n_layers=1, d_ff=16, mixer=MixerConfig(expand=1, d_state=8, head_dim=8))
+
+
+@pytest.fixture(scope="module")
+def waveform(clips):
+    return load_audio(clips[0][0])
+
+
+@pytest.fixture(scope="module")
+def joint(tiny_checkpoint):
+    return Transcriber.load(tiny_checkpoint, search="joint", beam_size=6)
+
+
+@pytest.fixture(scope="module")
+def lm_folder(tiny_checkpoint, tmp_path_factory):
+    tokenizer = Tokenizer.load(tiny_checkpoint / "tokenizer.model")
+    torch.manual_seed(1)
+    model = LanguageModel(dataclasses.replace(SMALL, vocab_size=tokenizer.vocab_size))
+    with torch.no_grad():
+        model.embedding.weight *= 4
+    folder = tmp_path_factory.mktemp("lm")
+    save_language_model(folder, model, tokenizer, "# small\n")
+    return folder
+
+
+def test_several_texts_the_best_first_and_none_twice(joint, waveform):
+    one = joint.transcribe(waveform)
+    found = joint.transcribe(waveform, n_best=4)
+    assert one.n_best == () and "n_best" not in one.to_dict()
+    assert (found.text, found.words) == (one.text, one.words)
+    assert found.n_best[0].text == found.text
+    texts, scores = zip(*((each.text, each.score) for each in found.n_best), strict=True)
+    assert 2 <= len(set(texts)) == len(texts) <= 4 and list(scores) == sorted(scores, reverse=True)
+    assert found.to_dict()["n_best"][1] == {"text": texts[1], "score": round(scores[1], 3)}
+    wide = Transcriber(joint.model, joint.tokenizer, dataclasses.replace(joint.search, beam_size=40))
+    assert len(wide.transcribe(waveform, n_best=30).n_best) > 6
+
+
+def test_texts_of_stretches_are_joined(joint, waveform, monkeypatch):
+    monkeypatch.setattr("samba_asr.decoding.search.LONGEST_SECONDS", 2.0)
+    found = joint.transcribe(waveform, n_best=3)
+    assert found.duration > 2 * stretches.LONGEST_SECONDS / 30
+    assert found.n_best[0].text == found.text == joint.transcribe(waveform).text
+    assert len(found.n_best) == 3 and len({len(each.text) for each in found.n_best}) > 1
+
+
+def test_silence_has_no_other_texts(joint):
+    assert joint.transcribe(torch.zeros(8000).numpy(), n_best=3).n_best == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "n_best", "message"),
+    [
+        ({}, 0, r"n_best \(0\) must be positive"),
+        ({}, 7, r"n_best \(7\) must not exceed beam_size \(6\): widen the beam"),
+        ({"search": "ctc"}, 2, r"search \('ctc'\) must be 'joint' where n_best \(2\) is above 1"),
+    ],
+)
+def test_more_texts_than_there_are(joint, waveform, changes, n_best, message):
+    other = Transcriber(joint.model, joint.tokenizer, dataclasses.replace(joint.search, **changes))
+    with pytest.raises(ValueError, match=message):
+        other.transcribe(waveform, n_best=n_best)
+
+
+def test_hotwords_are_heard_where_they_are_said(clips, tmp_path):
+    """Real speech: "simmer" is heard as another word without help."""
+    path = next(path for path, text in clips if text.lower().startswith("simmer for a minute"))
+    transcriber = Transcriber.load("samba-tiny-en")
+    plain = transcriber.transcribe(path).text
+    assert "simmer" not in plain.split()
+    found = transcriber.transcribe(path, hotwords="Simmer:2,Nadezhda:2").text
+    assert found.split()[0] == "simmer" and "nadezhda" not in found
+    (tmp_path / "words").write_text("# names\nSimmer:2\nNadezhda:2\n", encoding="utf-8")
+    loaded = Transcriber.load("samba-tiny-en", hotwords=tmp_path / "words")
+    assert loaded.hotwords == {"Simmer": 2.0, "Nadezhda": 2.0}
+    assert [each.transcribe(path).text for each in (loaded, transcriber)] == [found, plain]
+    assert transcriber.transcribe(path, hotwords={"simmer": 2.0}).text == found
+    assert transcriber.transcribe(path, hotwords=["nadezhda"]).text == plain
+    assert loaded.transcribe(path, hotwords={}).text == plain
+
+
+def test_a_language_model_has_a_say(joint, tiny_checkpoint, waveform, lm_folder):
+    texts = [
+        Transcriber.load(tiny_checkpoint, search="joint", beam_size=6, lm=lm_folder, lm_weight=weight)
+        .transcribe(waveform)
+        .text
+        for weight in (0.0, 1.0)
+    ]
+    assert texts[0] == joint.transcribe(waveform).text != texts[1]
+
+
+def test_an_n_gram_model_has_a_say(tiny_checkpoint, waveform, joint, tmp_path):
+    pytest.importorskip("kenlm")
+    path = tmp_path / "two.arpa"
+    path.write_text(
+        "\\data\\\nngram 1=5\nngram 2=2\n\n\\1-grams:\n-9\t<unk>\t0\n0\t<s>\t-0.1\n-1\t</s>\t0\n-0.5\tgospel\t-0.1\n"
+        "-0.6\tis\t-0.1\n\n\\2-grams:\n-0.2\t<s> gospel\n-0.2\tgospel is\n\n\\end\\\n",
+        encoding="utf-8",
+    )
+    advised = Transcriber.load(tiny_checkpoint, search="joint", beam_size=6, lm=path, lm_weight=3.0)
+    assert advised.transcribe(waveform).text != joint.transcribe(waveform).text
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"lm": "nowhere"}, FileNotFoundError, "language model nowhere is neither a folder of recipes/language_model"),
+        ({"hotwords": "no/where"}, FileNotFoundError, "hotwords file no/where does not exist"),
+        ({"hotwords": "żółw"}, ValueError, r"hotword 'żółw' has the character 'ż|hotword 'żółw' has"),
+        ({"hotwords": "gospel", "search": "ctc"}, ValueError, r"search \('ctc'\) must be 'joint'"),
+        ({"lm_weight": -1.0}, ValueError, r"lm_weight \(-1.0\) must be 0 or a positive number"),
+        ({"hotword_boost": float("inf")}, ValueError, r"hotword_boost \(inf\) must be 0 or a positive"),
+    ],
+)
+def test_what_cannot_be(tiny_checkpoint, settings, error, message):
+    with pytest.raises(error, match=message):
+        Transcriber.load(tiny_checkpoint, **{"search": "joint", **settings})
+
+
+def test_a_language_model_of_other_tokens(tiny_checkpoint, tmp_path):
+    tokenizer = Tokenizer.train(["other words than those of the recogniser, many of them"], 27)
+    save_language_model(
+        tmp_path, LanguageModel(dataclasses.replace(SMALL, vocab_size=tokenizer.vocab_size)), tokenizer, ""
+    )
+    with pytest.raises(ValueError, match="has other tokens than the recogniser; train one for it with"):
+        Transcriber.load(tiny_checkpoint, search="joint", lm=tmp_path)
+    with pytest.raises(ValueError, match="language model"):
+        Transcriber.load(tiny_checkpoint, search="joint", lm=tiny_checkpoint)
