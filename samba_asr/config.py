@@ -249,7 +249,7 @@ class SearchConfig:
     whole weight, so that no word is left out where the decoder knows better which it is."""
     lm_weight: float = 0.3
     """joint: what a language model's logarithm counts, where there is one (shallow fusion)."""
-    hotword_boost: float = 0.5
+    hotword_boost: float = 0.6
     """joint: added to a text's score for each letter of a hotword, where there are any."""
 
     def __post_init__(self) -> None:

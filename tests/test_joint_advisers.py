@@ -59,6 +59,9 @@ class Bigrams:
     def end(self, state):
         return math.cos(state)
 
+    def hoped(self, state):
+        return [4, 6]
+
     def total(self, text):
         return sum(math.sin(3.0 * a + b) for a, b in itertools.pairwise([BOS_ID, *text])) + math.cos(
             [BOS_ID, *text][-1]

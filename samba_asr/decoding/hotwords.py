@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,7 @@ class Hotwords:
         for phrase, weight in _spelt(weights, pieces).items():
             self._add(phrase, weight)
         self._after = lru_cache(maxsize=_REMEMBERED)(self._read)
+        self._go_on = lru_cache(maxsize=_REMEMBERED)(self._pieces_from)
 
     def start(self) -> HotwordState:
         """Return the state of the empty text."""
@@ -78,6 +80,23 @@ class Hotwords:
     def end(self, state: HotwordState) -> float:
         """Return what the text's end takes back: minus the letters of a hotword that it leaves unfinished."""
         return self._complete(state.begun) - state.shown
+
+    def hoped(self, state: HotwordState) -> Sequence[int]:
+        """Return the pieces that go on with a hotword of which the text has some letters."""
+        under_way = [node for node, _ in state.begun if node != self.ROOT]
+        return self._go_on(under_way[0]) if len(under_way) == 1 else sorted({*chain(*map(self._go_on, under_way))})
+
+    def _pieces_from(self, number: int) -> tuple[int, ...]:
+        return tuple(
+            piece for piece, letters in enumerate(self._pieces) if letters and self._follow(number, letters) is not None
+        )
+
+    def _follow(self, number: int, letters: str) -> int | None:
+        """Return the node that letters lead to from another."""
+        found: int | None = number
+        for letter in letters:
+            found = None if found is None else self._nodes[found].children.get(letter)
+        return found
 
     def _add(self, phrase: str, weight: float) -> None:
         number = self.ROOT

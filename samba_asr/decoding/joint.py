@@ -5,7 +5,7 @@ by both, so that what CTC spells doubtfully survives where the decoder knows the
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,9 +91,10 @@ def _texts(
 ) -> Search[list[Hypothesis]]:
     """Search one recording."""
     for now, step in enumerate(search.steps):
-        if reader and step.starts and (unread := reader.unread(_lengthened(search, step))):
+        hoped = weigher.hoped() if step.starts else {}
+        if reader and step.starts and (unread := reader.unread(_lengthened(search, step, hoped))):
             reader.learn(unread, (yield reader.asked(unread, now)))
-        grown = search.grow(step)
+        grown = search.grow(step, hoped)
         ranked = weigher.rank(grown, now, margin)
         least = ranked[0][0] - margin
         kept = [key for weight, key in ranked[: config.beam_size] if -math.inf < weight >= least]
@@ -114,12 +115,13 @@ def _softened(log_probs: NDArray[np.floating], spelling_weight: float) -> NDArra
     return np.concatenate([blank, spoken + spelling_weight * (log_probs[:, 1:] - spoken)], 1)
 
 
-def _lengthened(search: PrefixBeam, step: Step) -> list[int]:
-    """Return the prefixes that a step lengthens: many a prefix is gone before anything could follow it."""
+def _lengthened(search: PrefixBeam, step: Step, hoped: Collection[int]) -> list[int]:
+    """Return the prefixes that a step lengthens, or may, as hoped: many a prefix is gone before anything could follow
+    it."""
     return [
         key
         for key, paths in search.beam.items()
-        if any(piece != search.origin(key)[1] or paths.blank for piece, _ in step.starts)
+        if key in hoped or any(piece != search.origin(key)[1] or paths.blank for piece, _ in step.starts)
     ]
 
 
@@ -164,6 +166,16 @@ class _Weigher:
             self._given[key] = given
             known.append((self._weigh(key, paths), key))
         return sorted(known, reverse=True)
+
+    def hoped(self) -> dict[int, Sequence[int]]:
+        """Return what piece scorers hope for, by the keys of the texts that it may follow."""
+        if not self._scorers:
+            return {}
+        hoped = {
+            key: [piece for scorer, state in zip(self._scorers, states, strict=True) for piece in scorer.hoped(state)]
+            for key, (_, states) in self._given.items()
+        }
+        return {key: pieces for key, pieces in hoped.items() if pieces}
 
     def final(self, key: int, paths: Paths) -> float:
         """Return a text's score, its end included."""

@@ -123,6 +123,10 @@ class NGram:
         total, context = self._complete(state)
         return total - self._begun(state.letters) + self._word(context, "</s>")[0]
 
+    def hoped(self, state: NGramState) -> Sequence[int]:
+        """Return no piece: see :meth:`PieceScorer.hoped`."""
+        return ()
+
     def _read(self, state: NGramState, piece: int) -> tuple[float, NGramState]:
         if self.of_pieces:
             score, context = self._word(state.context, self._texts[piece])

@@ -7,6 +7,7 @@
   hotwords (:mod:`samba_asr.decoding.hotwords`).
 """
 
+from collections.abc import Sequence
 from typing import Protocol, Self, TypeVar
 
 from torch import Tensor
@@ -45,3 +46,6 @@ class PieceScorer(Protocol[Remembered]):
 
     def end(self, state: Remembered) -> float:
         """Return what the text's end adds to its score."""
+
+    def hoped(self, state: Remembered) -> Sequence[int]:
+        """Return pieces that may follow the text even where CTC finds others likelier; few or none."""

@@ -29,6 +29,8 @@ from samba_asr.evaluation.wer import (
 
 PACKAGES = ("samba-asr", "torch", "numpy", "soundfile", "soxr", "sentencepiece", "jiwer", "whisper-normalizer")
 
+UTTERANCES = "utterances.jsonl"
+"""Of a report's folder: a line for each utterance, with its texts and errors."""
 EXPLANATION = """\
 WER is the number of wrong words (S substituted, D left out, I inserted) over the number of words said, both summed over
 the set, after Whisper's English normalisation of both sides; in brackets its 95 % interval over resampled utterances.
@@ -157,7 +159,7 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    _write_utterances(folder / "utterances.jsonl", results)
+    _write_utterances(folder / UTTERANCES, results)
     parts = ["# Word error rates", *_table(results), EXPLANATION, *_details({**details, **environment()})]
     for number, result in enumerate(results, 1):
         stem = f"{number}-{re.sub(r'[^A-Za-z0-9._-]+', '-', result.name)}"
