@@ -5,13 +5,16 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import av
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
+from samba_asr.audio import load
 from samba_asr.audio.load import AudioDecodeError, audio_duration, load_audio
 
 
@@ -130,6 +133,52 @@ def test_resampling_keeps_a_tone(tmp_path, sample_rate):
     assert len(samples) == 16000 and samples.dtype == np.float32
     np.testing.assert_allclose(samples[1600:-1600], tone(16000)[1600:-1600], atol=1e-4)
     assert len(load_audio(tmp_path / "a.wav", 8000)) == 8000
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 11025, 44100, 48000, 192000])
+def test_resampling_in_blocks_is_resampling_at_once(tmp_path, sample_rate, monkeypatch):
+    channels = np.random.default_rng(0).normal(size=(sample_rate * 3 + 17, 2)).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "a.wav", channels, sample_rate, subtype="FLOAT")
+    found = []
+    for block in (1 << 18, 10_007, 2_000):
+        monkeypatch.setattr(load, "BLOCK", block)
+        found.append(load_audio(tmp_path / "a.wav"))
+        assert (found[-1] == found[0]).all()  # to the bit, whatever the blocks
+    expected = soxr.resample(channels.mean(axis=1), sample_rate, 16_000, quality="HQ")
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mka"])
+def test_a_file_is_never_held_at_its_own_rate(tmp_path, suffix):
+    second = np.random.default_rng(0).integers(-3000, 3000, (48_000, 2), np.int16)
+    with soundfile.SoundFile(tmp_path / "a.wav", "w", 48_000, 2, "PCM_16") as file:
+        for _ in range(60):
+            file.write(second)
+    if suffix == "mka":
+        with av.open(str(tmp_path / "a.wav")) as source, av.open(str(tmp_path / "a.mka"), "w") as target:
+            stream = target.add_stream("pcm_s16le", rate=48_000, layout="stereo")
+            for frame in source.decode(audio=0):
+                target.mux(stream.encode(frame))
+            target.mux(stream.encode(None))
+    load_audio(tmp_path / f"a.{suffix}")  # what is imported on first use does not count
+    tracemalloc.start()
+    try:
+        samples = load_audio(tmp_path / f"a.{suffix}")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert samples.nbytes == 4 * 60 * 16_000
+    assert peak < 1.5 * samples.nbytes + 4e6  # the file's own samples, as mono floats: three times as many bytes
+
+
+def test_a_stream_may_change_its_rate(tmp_path, speech):
+    for rate in (16_000, 48_000):
+        encode(tmp_path / f"{rate}.mp3", speech, "libmp3lame", rate, options={"write_xing": "0", "id3v2_version": "0"})
+    (tmp_path / "a.mp3").write_bytes((tmp_path / "16000.mp3").read_bytes() + (tmp_path / "48000.mp3").read_bytes())
+    samples = load_audio(tmp_path / "a.mp3")
+    assert_sounds_like(samples[: len(speech)], speech, 0.9)
+    assert_sounds_like(samples[-len(speech) :], speech, 0.9)
+    assert len(samples) == pytest.approx(2 * len(speech), abs=5000)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "mka"])
