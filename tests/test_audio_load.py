@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
+from audio_files import encode
 
 from samba_asr.audio import load
 from samba_asr.audio.load import AudioDecodeError, audio_duration, load_audio
@@ -27,27 +28,6 @@ def speech(clips):
 def tone(sample_rate, seconds=1.0, frequency=440.0, amplitude=0.5):
     times = np.arange(round(sample_rate * seconds)) / sample_rate
     return (amplitude * np.sin(2 * np.pi * frequency * times)).astype(np.float32)
-
-
-def encode(path, samples, codec, sample_rate=16000, video=False, bit_rate=64000, **options):
-    """Write (samples,) at 16 kHz with FFmpeg; video adds a black picture track."""
-    with av.open(str(path), "w", **options) as container:
-        pictures = container.add_stream("mpeg4", rate=10, width=64, height=48) if video else None
-        sound = container.add_stream(codec, rate=sample_rate, layout="mono") if codec else None
-        if pictures:
-            for _ in range(10):
-                container.mux(pictures.encode(av.VideoFrame(64, 48, "yuv420p")))
-            container.mux(pictures.encode(None))
-        if sound:
-            sound.bit_rate = bit_rate
-            frame = av.AudioFrame.from_ndarray((samples[None] * 32767).astype(np.int16), "s16", "mono")
-            frame.sample_rate = 16000
-            size = sound.codec_context.frame_size or None
-            resampler = av.AudioResampler(sound.format, "mono", sample_rate, size)
-            for piece in resampler.resample(frame) + resampler.resample(None):
-                container.mux(sound.encode(piece))
-            container.mux(sound.encode(None))
-    return path
 
 
 def assert_sounds_like(samples, expected, correlation=0.95, slack=2100):
@@ -278,6 +258,16 @@ def test_a_hole_costs_only_what_lay_in_it(tmp_path, speech, suffix, capfd):
     assert len(samples) > (0.4 if suffix == "opus" else 0.8) * len(speech)
     assert all("damaged" in str(w.message) for w in caught)
     assert caught or suffix == "flac"  # FFmpeg's FLAC decoder goes on without a word
+    assert capfd.readouterr().err == ""
+
+
+def test_a_place_far_beyond_the_end_is_no_traceback(tmp_path, speech, capfd):
+    soundfile.write(tmp_path / "a.caf", speech, 16000)
+    data = bytearray((tmp_path / "a.caf").read_bytes())
+    data[52:76] = 2 * (b"free" + (1 << 60).to_bytes(8, "big"))  # two chunks of such a length after the description
+    (tmp_path / "a.caf").write_bytes(data)
+    with pytest.raises(AudioDecodeError, match="damaged"):
+        load_audio(tmp_path / "a.caf")
     assert capfd.readouterr().err == ""
 
 

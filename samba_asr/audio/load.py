@@ -183,9 +183,22 @@ def _sndfile_duration(file: io.FileIO) -> float:
         file.seek(0)
 
 
+class _ForFFmpeg:
+    """A file whose failed seeks return a number, as C's do: PyAV writes tracebacks of exceptions to stderr."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.read, self.tell, self.name, self._seek = file.read, file.tell, file.name, file.seek
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._seek(offset, whence)
+        except OSError:
+            return -1
+
+
 def _open_ffmpeg(file: io.FileIO) -> av.container.InputContainer:
     """Open with no right to open anything else: a playlist must not make FFmpeg read other files or addresses."""
-    return av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
+    return av.open(_ForFFmpeg(file), "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
 
 
 def _decode_ffmpeg(file: io.FileIO, decoded: _Decoded) -> _Decoded:
@@ -213,8 +226,8 @@ def _decode_ffmpeg(file: io.FileIO, decoded: _Decoded) -> _Decoded:
                         decoded.add(_planar(frame), frame.sample_rate)
     except (av.FFmpegError, OSError) as error:
         problem = f"FFmpeg: {error.strerror}"
-        if not decoded.seconds:
-            problem = f"is not audio, or is damaged ({problem})"
+    if problem.startswith("FFmpeg") and not decoded.seconds:
+        problem = f"is not audio, or is damaged ({problem})"
     return decoded.ended(problem)
 
 
