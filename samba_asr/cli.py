@@ -213,8 +213,8 @@ def _contradiction(arguments: argparse.Namespace, form: Form) -> str:
     """Say what cannot be done together, or nothing."""
     if arguments.audio.count(STDIN) > 1:
         return f"{STDIN} (standard input) can be read only once"
-    if STDIN in arguments.audio and sys.stdin.isatty():
-        return f"{STDIN} (standard input) is a terminal; send a recording to it: {PROGRAM} {STDIN} < talk.mp3"
+    if STDIN in arguments.audio and (sys.stdin is None or sys.stdin.isatty()):
+        return f"{STDIN} (standard input) is closed or a terminal; send a recording to it: {PROGRAM} {STDIN} < talk.mp3"
     if arguments.output_dir is not None:
         return ""
     if arguments.skip_existing:

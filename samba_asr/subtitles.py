@@ -42,7 +42,7 @@ def subtitles(transcript: Transcript) -> list[Cue]:
     limit = int(transcript.duration * 1000 + 1e-6)
     for i, words in enumerate(groups):
         free = cues[-1].end if cues else 0
-        start = min(max(_milliseconds(words[0].start), free), limit)
+        start = min(_milliseconds(words[0].start), limit)
         after = _milliseconds(groups[i + 1][0].start) if i + 1 < len(groups) else limit
         wanted = start + _milliseconds(_needed(words))
         end = min(max(_milliseconds(words[-1].end), wanted), start + _milliseconds(LONGEST), after, limit)

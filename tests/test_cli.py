@@ -185,20 +185,25 @@ def test_an_output_that_cannot_be_written_fails_its_input_alone(paths, tmp_path,
 # Inputs
 
 
-def test_standard_input_is_called_stdin(paths, transcripts, tmp_path):
+def test_standard_input_is_a_recording(paths, transcripts):
     with open(paths[0], "rb") as recording:
         done = run("-", stdin=recording)
     assert (done.returncode, done.stdout, done.stderr) == (0, transcripts[0].text + "\n", "")
-    with open(paths[0], "rb") as recording:
-        done = run("-", paths[1], "--output-dir", tmp_path, stdin=recording)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert (tmp_path / "stdin.txt").read_text() == transcripts[0].text + "\n"
 
 
 def standard_input(monkeypatch, content, terminal=False):
     stream = io.TextIOWrapper(io.BytesIO(content))
     stream.isatty = lambda: terminal
     monkeypatch.setattr(sys, "stdin", stream)
+
+
+def test_outputs_call_it_stdin(paths, transcripts, tmp_path, capsys, monkeypatch):
+    standard_input(monkeypatch, Path(paths[0]).read_bytes())
+    assert main(["-", paths[1]]) == 0
+    assert capsys.readouterr().out == f"stdin\t{transcripts[0].text}\n{paths[1]}\t{transcripts[1].text}\n"
+    standard_input(monkeypatch, Path(paths[0]).read_bytes())
+    assert main(["-", "-f", "json", "--output-dir", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "stdin.json").read_text())["path"] == "stdin"
 
 
 @pytest.mark.parametrize(("content", "says"), [(b"", "is empty (0 bytes)"), (b"No sound. " * 100, "is not audio")])
@@ -213,7 +218,10 @@ def test_bad_standard_input_gets_one_clear_line(content, says, paths, transcript
 def test_nobody_types_a_recording(monkeypatch, capsys):
     standard_input(monkeypatch, b"", terminal=True)
     assert main(["-"]) == 2
-    assert "is a terminal" in capsys.readouterr().err
+    assert "a terminal" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["-"]) == 2
+    assert "is closed" in capsys.readouterr().err
 
 
 def test_folders_and_patterns_stand_for_recordings(paths, transcripts, tmp_path, capsys, monkeypatch):

@@ -127,6 +127,11 @@ def test_a_short_cue_at_the_end_begins_in_the_silence_before():
     assert (cue.start, cue.end) == (0, 300)
 
 
+def test_rounding_moves_nothing_behind_the_end():
+    (cue,) = cues((Word("yes", 2.0006, 2.0006, 1.0),))
+    assert cue.end == 2000
+
+
 def test_quickly_said_words_stay_until_they_are_read():
     text = "twenty letters a second are read at"
     (cue,) = cues(said(text, 0.0, 0.05), 10.0)
@@ -255,6 +260,10 @@ def test_a_long_segment_is_split_at_its_widest_gap():
     moved = tuple(replace(w, start=w.start + 0.1, end=w.end + 0.1) if i >= 40 else w for i, w in enumerate(words))
     assert [len(s.words) for s in segmented(moved)] == [40, 60]
     assert [len(s.words) for s in segmented(words)] == [50, 50]  # no gap at all: the middle
+    early = tuple(replace(w, start=w.start + 0.3, end=w.end + 0.3) if i else w for i, w in enumerate(moved))
+    assert [len(s.words) for s in segmented(early)] == [40, 60]  # not a single word and the rest
+    longest = (*said("a b", 0.0), Word("looong", 0.5, 90.0, 0.5), *said("c", 90.1))
+    assert [len(s.words) for s in segmented(longest)] == [2, 1, 1]  # nothing is in the middle but a word
 
 
 @pytest.mark.parametrize("seed", range(30))
