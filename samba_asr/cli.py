@@ -253,8 +253,8 @@ def _loaded(model: Path, arguments: argparse.Namespace) -> "Transcriber":
         model, device=arguments.device, search=arguments.search, beam_size=arguments.beam_size
     )
     if arguments.verbose:
-        threads = torch.get_num_threads()
-        say(f"model {transcriber.name}", f"{transcriber.search.search} search on {arguments.device}, {threads} threads")
+        search, threads = transcriber.search.search, torch.get_num_threads()
+        say(f"model {transcriber.name}", f"{search} search on {arguments.device}, CPU threads: {threads}")
     return transcriber
 
 

@@ -301,7 +301,7 @@ def test_verbose_says_what_runs_and_how_fast(paths, transcripts, capsys):
     out, err = capsys.readouterr()
     assert out == "".join(f"{path}\t{t.text}\n" for path, t in zip(paths, transcripts[:2], strict=False))
     first, *lines = err.splitlines()
-    assert re.fullmatch(r"samba-asr: model tiny-random: \w+ search on cpu, \d+ threads", first)
+    assert re.fullmatch(r"samba-asr: model tiny-random: \w+ search on cpu, CPU threads: \d+", first)
     for line, path, transcript in zip(lines, paths[:2], transcripts, strict=False):
         said = re.fullmatch(r"samba-asr: (.*): ([\d.]+) s in ([\d.]+) s, real-time factor ([\d.]+)", line)
         assert said[1] == path
@@ -318,7 +318,7 @@ def test_threads_are_as_many_as_asked_for(paths, transcripts, capsys):
             assert torch.get_num_threads() == threads
             out, err = capsys.readouterr()
             assert out == transcripts[0].text + "\n"
-            assert f" {threads} threads\n" in err
+            assert f"CPU threads: {threads}\n" in err
     finally:
         torch.set_num_threads(before)
 
