@@ -11,6 +11,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import get_args
 
@@ -38,7 +39,11 @@ def encoded(codec: str, bit_rate: int) -> Callable[[Path, np.ndarray, int], None
         with av.open(str(path), "w") as container:
             stream = container.add_stream(codec, rate=rate, layout="mono", bit_rate=bit_rate)
             frame = av.AudioFrame.from_ndarray(samples[None], "s16", "mono")
-            frame.sample_rate = rate
+            frame.sample_rate, frame.pts, frame.time_base = (
+                rate,
+                0,
+                Fraction(1, rate),
+            )  # so that the codec's delay is told
             resampler = av.AudioResampler(stream.format, "mono", rate, stream.codec_context.frame_size or None)
             for piece in [*resampler.resample(frame), *resampler.resample(None)]:
                 container.mux(stream.encode(piece))

@@ -1,5 +1,7 @@
 """Audio files in formats that only FFmpeg writes."""
 
+from fractions import Fraction
+
 import av
 import numpy as np
 
@@ -16,7 +18,7 @@ def encode(path, samples, codec, sample_rate=16000, video=False, bit_rate=64000,
         if sound:
             sound.bit_rate = bit_rate
             frame = av.AudioFrame.from_ndarray((samples[None] * 32767).astype(np.int16), "s16", "mono")
-            frame.sample_rate = 16000
+            frame.sample_rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)  # the codec's delay is told
             size = sound.codec_context.frame_size or None
             resampler = av.AudioResampler(sound.format, "mono", sample_rate, size)
             for piece in resampler.resample(frame) + resampler.resample(None):

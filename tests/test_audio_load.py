@@ -98,6 +98,15 @@ def test_ffmpeg_formats(tmp_path, speech, name, codec, sample_rate, video):
     assert audio_duration(path) == pytest.approx(len(samples) / 16000, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    "name, codec, sample_rate", [("a.mp3", "libmp3lame", 16000), ("a.m4a", "aac", 16000), ("a.webm", "libopus", 48000)]
+)
+def test_nothing_of_a_codec_s_delay_is_left(tmp_path, speech, name, codec, sample_rate):
+    samples = load_audio(encode(tmp_path / name, speech, codec, sample_rate))
+    size = min(len(samples), len(speech))
+    assert np.corrcoef(samples[:size], speech[:size])[0, 1] > 0.95  # a millisecond of delay leaves nothing of it
+
+
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "IMA_ADPCM"])
 def test_sample_types_have_one_scale(tmp_path, subtype):
     soundfile.write(tmp_path / "a.wav", tone(16000), 16000, subtype=subtype)

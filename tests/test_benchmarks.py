@@ -208,7 +208,9 @@ def test_formats_writes_what_it_says(file, clips, tmp_path):
         if file != "a.flac":
             rate = {"a.mp3": 128e3, "a.m4a": 64e3, "b.wav": 44_100 * 32}[file]
             assert 8 * container.size / (len(samples) / 16_000) == pytest.approx(rate, rel=0.15)
-    assert len(load_audio(tmp_path / file)) == pytest.approx(len(samples), abs=2500)
+    heard = load_audio(tmp_path / file)
+    assert len(samples) <= len(heard) < len(samples) + 1100
+    assert np.corrcoef(samples, heard[: len(samples)])[0, 1] > 0.99  # nothing before it either
 
 
 @pytest.mark.parametrize("name", ["length", "robustness", "word_times", "formats"])

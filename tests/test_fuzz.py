@@ -60,7 +60,7 @@ def check(paths, listener, out, capfd):
     done = [path for path in paths if str(path) not in failed]
     assert sorted(file.name for file in out.iterdir()) == sorted(f"{p.stem}.{f}" for p in done for f in ("json", "srt"))
     assert len(listener.heard) == len(done)
-    assert max(listener.heard) < 100  # of a clip of two seconds and a half
+    assert max(listener.heard) < 600  # of a clip of two seconds and a half, were 192 kHz called 1 kHz
     return len(failed)
 
 
