@@ -148,6 +148,16 @@ def test_a_cue_ends_at_a_gap_rather_than_in_the_midst_of_words():
     assert len(cues(words)) == 1
 
 
+def test_cues_are_full_alike():
+    assert [len(" ".join(cue.lines).split()) for cue in cues(said("word " * 22, 0.0))] == [11, 11]
+
+
+def test_quickly_said_words_share_their_cue_with_slow_ones():
+    first, second = cues((*said("quick " * 10, 0.0, 0.1), *said("slow. " * 10, 1.0, 0.5)))
+    assert "slow. slow." in " ".join(first.lines) and len(second.lines) == 1
+    assert first.end == second.start > 2000  # not 1000
+
+
 def test_a_cue_is_broken_where_it_would_stay_too_long():
     slow = cues(said("a b c d e f g h i j k l m", 0.0, 1.0, 0.2))
     assert len(slow) == 3  # not 2: seven seconds hold six words
