@@ -1,40 +1,35 @@
 """The command line: recordings in, words out."""
 
 import argparse
-import contextlib
-import io
-import json
-import os
 import sys
-import tempfile
-import unicodedata
-import warnings
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO, get_args
+from typing import TYPE_CHECKING, get_args
 
 from tqdm import tqdm
 
 from samba_asr import __version__
-from samba_asr.atomic import replacing
 from samba_asr.config import Search
+from samba_asr.console import PROGRAM, discard, reason, say, survive_any_encoding
+from samba_asr.job import Form, transcribe_one
 from samba_asr.model.pretrained import MODEL_VARIABLE, PRETRAINED, pretrained_models, resolve_model
+from samba_asr.outputs import Outputs, make_writable, output_paths
+from samba_asr.recordings import STDIN, SUFFIXES, Recording, find_recordings, may_be_several
+from samba_asr.subtitles import LINE, LONGEST
+from samba_asr.writers import LINEWISE, WRITERS
 
 if TYPE_CHECKING:
     from samba_asr.transcriber import Transcriber
-    from samba_asr.transcript import Transcript
 
-PROGRAM = "samba-asr"
 DONE, SOME_FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
-
-ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r", "\\": r"\\"})
 
 DESCRIPTION = """\
 Print the words of recordings, in any format that libsndfile or FFmpeg reads.
 
 The words go to standard output, everything else to standard error. With several
-recordings each line is the path, a tab and the words, in the order given; a path
-that holds a tab or a line break is written with \\t, \\n, \\r and \\\\.
+recordings, a folder or a pattern each line is the path, a tab and the words, in the
+order given; a path that holds a tab or a line break is written with \\t, \\n, \\r and \\\\.
 
 Each recording is held in memory as a whole, about 65 MB a minute with a tiny model:
 cut recordings of hours into pieces."""
@@ -43,10 +38,29 @@ EPILOG = """\
 examples:
   {program} talk.wav                            the words, and nothing else
   {program} *.mp3 > words.tsv                   one line a recording: path, tab, words
-  {program} --output-format json *.mp3          one JSON object a line
+  {program} talks 'more/**/*.mp4'               a folder's recordings and those that match
+  curl -s https://host/talk.mp3 | {program} -   from standard input
+  {program} -f srt talk.mp4 > talk.srt          subtitles
+  {program} -f json *.mp3                       one JSON object a line
   {program} --output-dir words *.mp3            words/NAME.txt for each, nothing on standard output
+  {program} -f srt -f json --output-dir words --skip-existing talks
+                                               two files for each; goes on where it was interrupted
   {program} --word-timestamps talk.wav          the words, then a line for each with its seconds
+  {program} --hotwords Nadezhda,Kubernetes talk.wav   names that it would not know
   {program} --model runs/mine/checkpoint a.wav  your own model
+
+recordings:
+  A folder stands for the files in it and in its folders that end in one of
+{suffixes}
+  and are not hidden. A pattern in quotes (*, ?, [...], ** for any folders) stands for what
+  it matches. - is standard input; outputs call it stdin. A damaged recording gives what can
+  be decoded of it and a warning; one without any sound an empty text and a warning.
+
+formats:
+  txt   the words
+  srt, vtt   subtitles: two lines of at most {line} characters for at most {longest:g} seconds
+  tsv   a line for each segment (the words between pauses): start and end in milliseconds, text
+  json  path, duration, text, confidence, model; more where it is asked for
 
 models:
   --model takes a checkpoint folder or a name. Without it: the environment variable
@@ -60,62 +74,140 @@ exit status:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     try:
-        _survive_any_encoding(sys.stdout)
+        survive_any_encoding(sys.stdout)
         return _run(_parser().parse_args(argv))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        _discard(sys.stdout)
+        discard(sys.stdout)
         return PIPE_CLOSED
     except OSError as error:
-        _discard(sys.stdout)
-        _complain("standard output", error)
+        discard(sys.stdout)
+        say("standard output", error)
         return SOME_FAILED
 
 
 def _parser() -> argparse.ArgumentParser:
+    suffixes = textwrap.fill(" ".join(sorted(SUFFIXES)), 88, initial_indent="  ", subsequent_indent="  ")
+    shape = {"line": LINE, "longest": LONGEST, "suffixes": suffixes}
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=DESCRIPTION,
-        epilog=EPILOG.format(program=PROGRAM, variable=MODEL_VARIABLE, names=_known_models()),
+        epilog=EPILOG.format(program=PROGRAM, variable=MODEL_VARIABLE, names=_known_models(), **shape),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="a recording")
-    parser.add_argument("--model", metavar="MODEL", help="a checkpoint folder or a model's name (see below)")
     parser.add_argument(
-        "--output-format",
-        choices=("txt", "json"),
-        default="txt",
-        help="json: path, duration, text, confidence, model (default: txt)",
+        "audio", nargs="+", metavar="AUDIO", help="a recording, a folder of them, a pattern in quotes, or - (see below)"
     )
-    parser.add_argument(
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
+    loudness = parser.add_mutually_exclusive_group()
+    loudness.add_argument("-q", "--quiet", action="store_true", help="say nothing but errors")
+    loudness.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="say which model runs where, and of each recording how fast it went",
+    )
+    _add_output(parser.add_argument_group("output"))
+    _add_model(parser.add_argument_group("model and machine"))
+    _add_search(parser.add_argument_group("search"))
+    return parser
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-f",
+        "--output-format",
+        action="append",
+        choices=tuple(WRITERS),
+        help="how transcripts are written (see below); several times with --output-dir (default: txt)",
+    )
+    group.add_argument(
         "--word-timestamps",
         action="store_true",
-        help="json: also words, a list of text, start, end (seconds) and confidence (0 to 1); txt: below the words a "
-        "line for each: start, end, confidence and the word, separated by tabs, after its path where there is one",
+        help="json: also segments, and words, a list of text, start, end (seconds) and confidence (0 to 1) each; txt: "
+        "below the words a line for each: start, end, confidence and the word, separated by tabs, after its path where "
+        "there is one",
     )
-    parser.add_argument(
+    group.add_argument(
         "--output-dir",
         type=Path,
         metavar="DIR",
-        help="write one file for each recording, named after it, instead of printing",
+        help="write a file for each recording and format, named after the recording, instead of printing",
     )
-    parser.add_argument(
+    group.add_argument(
+        "--skip-existing", action="store_true", help="leave out recordings whose files are all in --output-dir"
+    )
+
+
+def _add_model(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--model", metavar="MODEL", help="a checkpoint folder or a model's name (see below)")
+    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    group.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
+
+
+def _add_search(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
         "--search",
         choices=get_args(Search),
         help="ctc: the encoder alone; autoregressive: the decoder, piece by piece; rescoring: the decoder chooses "
         "among the encoder's best texts; joint: both weigh every piece on the way (default: the model's)",
     )
-    parser.add_argument(
+    group.add_argument(
         "--beam-size",
         type=int,
         metavar="N",
         help="rescoring: texts that the decoder chooses from; joint: texts kept on the way (default: the model's)",
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
-    return parser
+    group.add_argument(
+        "--ctc-weight",
+        type=float,
+        metavar="W",
+        help="rescoring, joint: what the encoder's word counts, 0 to 1; the decoder has the rest (default: the model's)",
+    )
+    group.add_argument(
+        "--hotwords",
+        metavar="WORDS",
+        help='joint: names and jargon to favour, as "Nadezhda,Kubernetes:2" (a weight may follow) or a file with one a '
+        "line; a wider beam (--beam-size 12) finds more of them",
+    )
+    group.add_argument(
+        "--hotword-boost",
+        type=float,
+        metavar="B",
+        help="joint: what each letter of a hotword adds, times its weight (default: the model's)",
+    )
+    group.add_argument(
+        "--lm",
+        metavar="MODEL",
+        help="joint: a language model that weighs words too: a folder of recipes/language_model, or an n-gram file "
+        "(ARPA or KenLM's binary; pip install 'samba-asr[ngram]')",
+    )
+    group.add_argument(
+        "--lm-weight", type=float, metavar="W", help="joint: what the language model counts (default: the model's)"
+    )
+    group.add_argument(
+        "--length-bonus",
+        type=float,
+        metavar="B",
+        help="rescoring, joint: added for each piece; raise it with --lm-weight, or words go missing (default: the "
+        "model's)",
+    )
+    group.add_argument(
+        "--nbest",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="joint: the N best texts, no more than the beam holds; txt: a line for each below the words, score and "
+        "text; json: n_best, a list of text and score each (default: the best alone)",
+    )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number, 1 or more")
+    return int(text)
 
 
 def _known_models() -> str:
@@ -129,145 +221,100 @@ def _known_models() -> str:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    paths: list[str] = arguments.audio
-    outputs: Sequence[Path | None] = [None] * len(paths)
+    form = Form(
+        formats=tuple(dict.fromkeys(arguments.output_format or ["txt"])),
+        word_timestamps=arguments.word_timestamps,
+        several=len(arguments.audio) > 1 or may_be_several(arguments.audio[0]),
+        quiet=arguments.quiet,
+        verbose=arguments.verbose,
+        n_best=arguments.nbest,
+    )
+    if problem := _contradiction(arguments, form):
+        return _usage_error(problem)
+    recordings = find_recordings(arguments.audio)
+    outputs: Sequence[Outputs | None] = [None] * len(recordings)
     if arguments.output_dir is not None:
         try:
-            _make_writable(arguments.output_dir)
+            make_writable(arguments.output_dir)
         except OSError as error:
-            return _usage_error(f"--output-dir {arguments.output_dir}: {_reason('', error)}")
-        outputs = output_paths(paths, arguments.output_dir, arguments.output_format)
+            return _usage_error(f"--output-dir {arguments.output_dir}: {reason(error, '')}")
+        outputs = output_paths(recordings, arguments.output_dir, form.formats)
     try:
         model = resolve_model(arguments.model)
-        from samba_asr.transcriber import Transcriber  # takes torch's two seconds: not before there is a model
-
-        transcriber = Transcriber.load(
-            model, device=arguments.device, search=arguments.search, beam_size=arguments.beam_size
-        )
+        tasks = _left_to_do(recordings, outputs, arguments)
+        transcriber = _loaded(model, arguments) if tasks else None
     except (OSError, ValueError, RuntimeError) as error:
         return _usage_error(" ".join(str(error).split()))
-    show_progress = len(paths) > 1 and sys.stderr.isatty()
+    show_progress = len(tasks) > 1 and not arguments.quiet and sys.stderr.isatty()
     failed = 0
-    for path, output in tqdm(
-        list(zip(paths, outputs, strict=True)), disable=not show_progress, unit="file", file=sys.stderr
-    ):
-        form = Form(arguments.output_format, arguments.word_timestamps, with_path=len(paths) > 1 and output is None)
-        failed += not _transcribe_one(transcriber, path, output, form)
+    for recording, output in tqdm(tasks, disable=not show_progress, unit="file", file=sys.stderr):
+        assert transcriber is not None
+        failed += not transcribe_one(transcriber, recording, output, form)
     return SOME_FAILED if failed else DONE
 
 
-class Form(NamedTuple):
-    """How transcripts are written."""
-
-    output_format: str
-    """txt or json."""
-    word_timestamps: bool
-    """With the words one by one."""
-    with_path: bool
-    """txt: each line begins with the recording's path."""
-
-
-def _transcribe_one(transcriber: "Transcriber", path: str, output: Path | None, form: Form) -> bool:
-    """Print or write one recording's words; complain and return False where that fails."""
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
-            transcript = transcriber.transcribe(path)
-        for warning in caught:
-            _complain(path, str(warning.message).removeprefix(f"{path}: "))
-        if output is not None:
-            lines = _rendered(path, transcript, form)
-            with replacing(output) as partial:
-                partial.write_text(f"{lines}\n", encoding="utf-8", errors="backslashreplace", newline="\n")
-            return True
-    except (OSError, ValueError, RuntimeError, MemoryError) as error:
-        _complain(path, error)
-        return False
-    _print(_rendered(path, transcript, form), sys.stdout)
-    return True
+def _contradiction(arguments: argparse.Namespace, form: Form) -> str:
+    """Say what cannot be done together, or nothing."""
+    if arguments.audio.count(STDIN) > 1:
+        return f"{STDIN} (standard input) can be read only once"
+    if STDIN in arguments.audio and (sys.stdin is None or sys.stdin.isatty()):
+        return f"{STDIN} (standard input) is closed or a terminal; send a recording to it: {PROGRAM} {STDIN} < talk.mp3"
+    if arguments.output_dir is not None:
+        return ""
+    if arguments.skip_existing:
+        return "--skip-existing needs --output-dir: it looks there for what is done"
+    if len(form.formats) > 1:
+        return f"several formats ({', '.join(form.formats)}) need --output-dir: one file for each"
+    if form.several and form.formats[0] not in LINEWISE:
+        return f"--output-format {form.formats[0]} of several recordings needs --output-dir: one file for each"
+    return ""
 
 
-def _rendered(path: str, transcript: "Transcript", form: Form) -> str:
-    if form.output_format == "json":
-        values = transcript.to_dict()
-        names = ("duration", "text", "confidence", *(["words"] if form.word_timestamps else []), "model")
-        return json.dumps({"path": path} | {name: values[name] for name in names})
-    lines = [transcript.text]
-    if form.word_timestamps:
-        lines += [f"{w.start:.3f}\t{w.end:.3f}\t{w.confidence:.3f}\t{w.text}" for w in transcript.words]
-    return "\n".join(f"{_one_field(path)}\t{line}" if form.with_path else line for line in lines)
+def _left_to_do(
+    recordings: Sequence[Recording], outputs: Sequence[Outputs | None], arguments: argparse.Namespace
+) -> list[tuple[Recording, Outputs | None]]:
+    """Leave out what is done, and tell of it and of new names."""
+    tasks = []
+    for recording, output in zip(recordings, outputs, strict=True):
+        done = arguments.skip_existing and output is not None and output.exist
+        if not arguments.quiet and output is not None and output.renamed:
+            say(recording.name, output.renamed)
+        if not arguments.quiet and done:
+            say(recording.name, "skipped, because its output exists")
+        if not done:
+            tasks.append((recording, output))
+    return tasks
 
 
-def _one_field(path: str) -> str:
-    """Escape a path that would break its line; any other is itself."""
-    return path.translate(ESCAPES) if set(path) & set("\t\n\r") else path
+def _loaded(model: Path, arguments: argparse.Namespace) -> "Transcriber":
+    import torch  # takes two seconds: not before there is a model and something to do
 
+    from samba_asr.transcriber import Transcriber
 
-def output_paths(paths: Sequence[str], folder: Path, extension: str) -> list[Path]:
-    """Name one output for each input: its stem; where that is taken, the stem and a number, said on standard error.
-
-    No two outputs share a name, on a file system that ignores case neither, and none is one of the inputs.
-    """
-    inputs = {Path(path).resolve() for path in paths}
-    stems = {_same_name(Path(path).stem) for path in paths}
-    taken: set[str] = set()
-    outputs = []
-    for path in paths:
-        stem = Path(path).stem
-        name, number = stem, 1
-        while (
-            _same_name(name) in taken
-            or (number > 1 and _same_name(name) in stems)
-            or (folder / f"{name}.{extension}").resolve() in inputs
-        ):
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(_same_name(name))
-        outputs.append(folder / f"{name}.{extension}")
-        if number > 1:
-            _complain(path, f"goes to {outputs[-1]}, because {stem}.{extension} is taken by another recording")
-    return outputs
-
-
-def _same_name(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
-
-
-def _make_writable(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-def _print(line: str, stream: TextIO) -> None:
-    tqdm.write(line, file=stream)  # print() would break into a progress bar
-    stream.flush()
-
-
-def _complain(path: str, problem: Exception | str) -> None:
-    _print(f"{PROGRAM}: {path}: {problem if isinstance(problem, str) else _reason(path, problem)}", sys.stderr)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    transcriber = Transcriber.load(
+        model,
+        arguments.device,
+        arguments.search,
+        beam_size=arguments.beam_size,
+        ctc_weight=arguments.ctc_weight,
+        length_bonus=arguments.length_bonus,
+        lm=arguments.lm,
+        lm_weight=arguments.lm_weight,
+        hotwords=arguments.hotwords,
+        hotword_boost=arguments.hotword_boost,
+    )
+    transcriber.check(arguments.nbest)
+    if arguments.verbose:
+        search, threads = transcriber.search.search, torch.get_num_threads()
+        say(f"model {transcriber.name}", f"{search} search on {arguments.device}, CPU threads: {threads}")
+    return transcriber
 
 
 def _usage_error(problem: str) -> int:
-    _print(f"{PROGRAM}: error: {problem}", sys.stderr)
+    say("error", problem)
     return USAGE
-
-
-def _reason(path: str, error: Exception) -> str:
-    """One line that says what went wrong, without repeating the path."""
-    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return " ".join(str(reason).removeprefix(f"{path}: ").split())
-
-
-def _survive_any_encoding(stream: TextIO) -> None:
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-
-
-def _discard(stream: TextIO) -> None:
-    """Send what is left in a stream's buffer nowhere, so that the interpreter's last flush cannot fail."""
-    with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 if __name__ == "__main__":

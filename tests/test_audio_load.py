@@ -5,13 +5,17 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tracemalloc
 import warnings
 
 import av
 import numpy as np
 import pytest
 import soundfile
+import soxr
+from audio_files import encode
 
+from samba_asr.audio import load
 from samba_asr.audio.load import AudioDecodeError, audio_duration, load_audio
 
 
@@ -24,27 +28,6 @@ def speech(clips):
 def tone(sample_rate, seconds=1.0, frequency=440.0, amplitude=0.5):
     times = np.arange(round(sample_rate * seconds)) / sample_rate
     return (amplitude * np.sin(2 * np.pi * frequency * times)).astype(np.float32)
-
-
-def encode(path, samples, codec, sample_rate=16000, video=False, bit_rate=64000, **options):
-    """Write (samples,) at 16 kHz with FFmpeg; video adds a black picture track."""
-    with av.open(str(path), "w", **options) as container:
-        pictures = container.add_stream("mpeg4", rate=10, width=64, height=48) if video else None
-        sound = container.add_stream(codec, rate=sample_rate, layout="mono") if codec else None
-        if pictures:
-            for _ in range(10):
-                container.mux(pictures.encode(av.VideoFrame(64, 48, "yuv420p")))
-            container.mux(pictures.encode(None))
-        if sound:
-            sound.bit_rate = bit_rate
-            frame = av.AudioFrame.from_ndarray((samples[None] * 32767).astype(np.int16), "s16", "mono")
-            frame.sample_rate = 16000
-            size = sound.codec_context.frame_size or None
-            resampler = av.AudioResampler(sound.format, "mono", sample_rate, size)
-            for piece in resampler.resample(frame) + resampler.resample(None):
-                container.mux(sound.encode(piece))
-            container.mux(sound.encode(None))
-    return path
 
 
 def assert_sounds_like(samples, expected, correlation=0.95, slack=2100):
@@ -115,6 +98,15 @@ def test_ffmpeg_formats(tmp_path, speech, name, codec, sample_rate, video):
     assert audio_duration(path) == pytest.approx(len(samples) / 16000, abs=0.1)
 
 
+@pytest.mark.parametrize(
+    "name, codec, sample_rate", [("a.mp3", "libmp3lame", 16000), ("a.m4a", "aac", 16000), ("a.webm", "libopus", 48000)]
+)
+def test_nothing_of_a_codec_s_delay_is_left(tmp_path, speech, name, codec, sample_rate):
+    samples = load_audio(encode(tmp_path / name, speech, codec, sample_rate))
+    size = min(len(samples), len(speech))
+    assert np.corrcoef(samples[:size], speech[:size])[0, 1] > 0.95  # a millisecond of delay leaves nothing of it
+
+
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "IMA_ADPCM"])
 def test_sample_types_have_one_scale(tmp_path, subtype):
     soundfile.write(tmp_path / "a.wav", tone(16000), 16000, subtype=subtype)
@@ -130,6 +122,52 @@ def test_resampling_keeps_a_tone(tmp_path, sample_rate):
     assert len(samples) == 16000 and samples.dtype == np.float32
     np.testing.assert_allclose(samples[1600:-1600], tone(16000)[1600:-1600], atol=1e-4)
     assert len(load_audio(tmp_path / "a.wav", 8000)) == 8000
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 11025, 44100, 48000, 192000])
+def test_resampling_in_blocks_is_resampling_at_once(tmp_path, sample_rate, monkeypatch):
+    channels = np.random.default_rng(0).normal(size=(sample_rate * 3 + 17, 2)).astype(np.float32) * 0.1
+    soundfile.write(tmp_path / "a.wav", channels, sample_rate, subtype="FLOAT")
+    found = []
+    for block in (1 << 18, 10_007, 2_000):
+        monkeypatch.setattr(load, "BLOCK", block)
+        found.append(load_audio(tmp_path / "a.wav"))
+        assert (found[-1] == found[0]).all()  # to the bit, whatever the blocks
+    expected = soxr.resample(channels.mean(axis=1), sample_rate, 16_000, quality="HQ")
+    np.testing.assert_allclose(found[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mka"])
+def test_a_file_is_never_held_at_its_own_rate(tmp_path, suffix):
+    second = np.random.default_rng(0).integers(-3000, 3000, (48_000, 2), np.int16)
+    with soundfile.SoundFile(tmp_path / "a.wav", "w", 48_000, 2, "PCM_16") as file:
+        for _ in range(60):
+            file.write(second)
+    if suffix == "mka":
+        with av.open(str(tmp_path / "a.wav")) as source, av.open(str(tmp_path / "a.mka"), "w") as target:
+            stream = target.add_stream("pcm_s16le", rate=48_000, layout="stereo")
+            for frame in source.decode(audio=0):
+                target.mux(stream.encode(frame))
+            target.mux(stream.encode(None))
+    load_audio(tmp_path / f"a.{suffix}")  # what is imported on first use does not count
+    tracemalloc.start()
+    try:
+        samples = load_audio(tmp_path / f"a.{suffix}")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert samples.nbytes == 4 * 60 * 16_000
+    assert peak < 1.5 * samples.nbytes + 4e6  # the file's own samples, as mono floats: three times as many bytes
+
+
+def test_a_stream_may_change_its_rate(tmp_path, speech):
+    for rate in (16_000, 48_000):
+        encode(tmp_path / f"{rate}.mp3", speech, "libmp3lame", rate, options={"write_xing": "0", "id3v2_version": "0"})
+    (tmp_path / "a.mp3").write_bytes((tmp_path / "16000.mp3").read_bytes() + (tmp_path / "48000.mp3").read_bytes())
+    samples = load_audio(tmp_path / "a.mp3")
+    assert_sounds_like(samples[: len(speech)], speech, 0.9)
+    assert_sounds_like(samples[-len(speech) :], speech, 0.9)
+    assert len(samples) == pytest.approx(2 * len(speech), abs=5000)
 
 
 @pytest.mark.parametrize("suffix", ["wav", "mka"])
@@ -229,6 +267,16 @@ def test_a_hole_costs_only_what_lay_in_it(tmp_path, speech, suffix, capfd):
     assert len(samples) > (0.4 if suffix == "opus" else 0.8) * len(speech)
     assert all("damaged" in str(w.message) for w in caught)
     assert caught or suffix == "flac"  # FFmpeg's FLAC decoder goes on without a word
+    assert capfd.readouterr().err == ""
+
+
+def test_a_place_far_beyond_the_end_is_no_traceback(tmp_path, speech, capfd):
+    soundfile.write(tmp_path / "a.caf", speech, 16000)
+    data = bytearray((tmp_path / "a.caf").read_bytes())
+    data[52:76] = 2 * (b"free" + (1 << 60).to_bytes(8, "big"))  # two chunks of such a length after the description
+    (tmp_path / "a.caf").write_bytes(data)
+    with pytest.raises(AudioDecodeError, match="damaged"):
+        load_audio(tmp_path / "a.caf")
     assert capfd.readouterr().err == ""
 
 

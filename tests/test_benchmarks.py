@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 
@@ -178,7 +179,41 @@ def test_word_times_prints_its_table(word_times, tiny_checkpoint, manifest, caps
     assert "missing.jsonl does not exist" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["length", "robustness", "word_times"])
+def test_formats_prints_a_row_a_format(tiny_checkpoint, manifest, capsys, monkeypatch):
+    formats = loaded("formats")
+    options = ["--model", str(tiny_checkpoint), "--manifest", str(manifest)]
+    assert formats.main([*options, "--limit", "2"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("tiny-random, ctc, 2 recordings\n")
+    rows = [cells(line) for line in out.splitlines()[4:]]
+    assert [row[0] for row in rows] == list(formats.FORMATS)
+    assert [row[1:3] for row in rows[:2]] == [["0", "0.00 %"]] * 2 and rows[0] == ["wav", *rows[1][1:]]
+    assert all(float(row[2].split()[0]) > 0 for row in rows[2:4])  # random weights hear what the codecs do
+    assert formats.main([*options[:2], "--manifest", "missing.jsonl"]) == 2
+    assert "missing.jsonl does not exist" in capsys.readouterr().err
+    monkeypatch.setattr(formats, "FORMATS", formats.FORMATS | {"flac": formats.FORMATS["mp3, 128 kbit/s"]})
+    assert formats.main(options) == 1
+    assert "3 recordings" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("file", ["a.flac", "a.mp3", "a.m4a", "b.wav"])
+def test_formats_writes_what_it_says(file, clips, tmp_path):
+    write = dict(loaded("formats").FORMATS.values())[file]
+    samples = (load_audio(clips[0][0]) * 32767).astype(np.int16)
+    write(tmp_path / file, samples, 16_000)
+    with av.open(str(tmp_path / file)) as container:
+        codec = container.streams.audio[0].codec_context
+        assert codec.name.startswith({"a.flac": "flac", "a.mp3": "mp3", "a.m4a": "aac", "b.wav": "pcm_s16le"}[file])
+        assert (codec.sample_rate, codec.channels) == ((44_100, 2) if file == "b.wav" else (16_000, 1))
+        if file != "a.flac":
+            rate = {"a.mp3": 128e3, "a.m4a": 64e3, "b.wav": 44_100 * 32}[file]
+            assert 8 * container.size / (len(samples) / 16_000) == pytest.approx(rate, rel=0.15)
+    heard = load_audio(tmp_path / file)
+    assert len(samples) <= len(heard) < len(samples) + 1100
+    assert np.corrcoef(samples, heard[: len(samples)])[0, 1] > 0.99  # nothing before it either
+
+
+@pytest.mark.parametrize("name", ["length", "robustness", "word_times", "formats"])
 def test_help_teaches(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         loaded(name).main(["--help"])

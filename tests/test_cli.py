@@ -1,7 +1,9 @@
 """The command line: what goes to standard output, what to standard error, and the exit status."""
 
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,10 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from samba_asr import __version__
-from samba_asr.cli import main, output_paths
+from samba_asr.cli import main
+from samba_asr.subtitles import srt, vtt
 from samba_asr.transcriber import Transcriber
+from samba_asr.writers import tsv
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,8 +85,9 @@ def test_json_is_one_object_a_line(paths, transcripts, capsys):
 def test_word_timestamps_in_json_are_a_list(paths, transcripts, capsys):
     assert main(["--output-format", "json", "--word-timestamps", paths[0]]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert list(found) == ["path", "duration", "text", "confidence", "words", "model"]
+    assert list(found) == ["path", "duration", "text", "confidence", "segments", "words", "model"]
     assert found["words"] == transcripts[0].to_dict()["words"]
+    assert found["segments"] == transcripts[0].to_dict()["segments"]
     assert [word["text"] for word in found["words"]] == found["text"].split()
 
 
@@ -161,26 +167,6 @@ def test_inputs_of_one_stem_never_share_an_output(paths, transcripts, tmp_path, 
     assert str(out / "talk-2.txt") in said[0]
 
 
-@pytest.mark.parametrize(
-    ("inputs", "names"),
-    [
-        (["a/x.wav", "b/x.mp3", "x-2.wav"], ["x", "x-3", "x-2"]),
-        (["x-2.wav", "a/x.wav", "b/x.wav"], ["x-2", "x", "x-3"]),
-        (["x.wav", "x.wav", "x.wav"], ["x", "x-2", "x-3"]),
-        (["a/Talk.wav", "b/talk.wav"], ["Talk", "talk-2"]),
-        (["a/caf\u00e9.wav", "b/cafe\u0301.wav"], ["caf\u00e9", "cafe\u0301-2"]),
-        (["one.two.wav", "one.wav"], ["one.two", "one"]),
-        (["out/x.txt", "x.wav"], ["x-2", "x-3"]),
-    ],
-)
-def test_output_names(inputs, names, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    outputs = output_paths(inputs, Path("out"), "txt")
-    assert outputs == [Path("out") / f"{name}.txt" for name in names]
-    renamed = sum(Path(path).stem != name for path, name in zip(inputs, names, strict=True))
-    assert len(capsys.readouterr().err.splitlines()) == renamed
-
-
 def test_a_failed_input_leaves_no_output_and_no_rubbish(text_file, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["--output-dir", str(out), text_file]) == 1
@@ -194,6 +180,147 @@ def test_an_output_that_cannot_be_written_fails_its_input_alone(paths, tmp_path,
     assert capsys.readouterr().err.startswith(f"samba-asr: {paths[0]}: ")
     assert (out / f"{Path(paths[1]).stem}.txt").is_file()
     assert len(list(out.iterdir())) == 2
+
+
+# Inputs
+
+
+def test_standard_input_is_a_recording(paths, transcripts):
+    with open(paths[0], "rb") as recording:
+        done = run("-", stdin=recording)
+    assert (done.returncode, done.stdout, done.stderr) == (0, transcripts[0].text + "\n", "")
+
+
+def standard_input(monkeypatch, content, terminal=False):
+    stream = io.TextIOWrapper(io.BytesIO(content))
+    stream.isatty = lambda: terminal
+    monkeypatch.setattr(sys, "stdin", stream)
+
+
+def test_outputs_call_it_stdin(paths, transcripts, tmp_path, capsys, monkeypatch):
+    standard_input(monkeypatch, Path(paths[0]).read_bytes())
+    assert main(["-", paths[1]]) == 0
+    assert capsys.readouterr().out == f"stdin\t{transcripts[0].text}\n{paths[1]}\t{transcripts[1].text}\n"
+    standard_input(monkeypatch, Path(paths[0]).read_bytes())
+    assert main(["-", "-f", "json", "--output-dir", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "stdin.json").read_text())["path"] == "stdin"
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"", "is empty (0 bytes)"), (b"No sound. " * 100, "is not audio")])
+def test_bad_standard_input_gets_one_clear_line(content, says, paths, transcripts, capsys, monkeypatch):
+    standard_input(monkeypatch, content)
+    assert main(["-", paths[0]]) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{paths[0]}\t{transcripts[0].text}\n"
+    assert err.startswith(f"samba-asr: stdin: {says}") and err.count("\n") == 1
+
+
+def test_nobody_types_a_recording(monkeypatch, capsys):
+    standard_input(monkeypatch, b"", terminal=True)
+    assert main(["-"]) == 2
+    assert "a terminal" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(["-"]) == 2
+    assert "is closed" in capsys.readouterr().err
+
+
+def test_folders_and_patterns_stand_for_recordings(paths, transcripts, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("talks/more").mkdir(parents=True)
+    Path("none").mkdir()
+    shutil.copy(paths[0], "talks/more/a.mp3")
+    shutil.copy(paths[1], "talks/b.MP3")
+    shutil.copy(paths[2], "c.mp3")
+    assert main(["talks", "[a-c].mp3", "none", "*.wav"]) == 1
+    out, err = capsys.readouterr()
+    expected = {"talks/b.MP3": 1, "talks/more/a.mp3": 0, "c.mp3": 2}
+    assert out == "".join(f"{path}\t{transcripts[i].text}\n" for path, i in expected.items())
+    assert re.findall("samba-asr: (.*?): ", err) == ["none", "*.wav"]
+    assert main(["talks/more"]) == 0  # as many as there are: a line has its path
+    assert capsys.readouterr().out == f"talks/more/a.mp3\t{transcripts[0].text}\n"
+
+
+# Formats
+
+
+@pytest.mark.parametrize("name", ["srt", "vtt", "tsv"])
+def test_subtitles_and_tables_are_the_whole_output(name, paths, transcripts, capsys):
+    assert main(["-f", name, paths[0]]) == 0
+    expected = {"srt": srt, "vtt": vtt, "tsv": lambda transcript: tsv(transcript, "", False)}[name](transcripts[0])
+    assert capsys.readouterr() == (expected, "")
+    assert "-->" in expected or name == "tsv"
+
+
+def test_several_formats_are_several_files(paths, transcripts, tmp_path, capsys):
+    formats = ("srt", "json", "txt", "vtt", "tsv", "srt")
+    options = [option for name in formats for option in ("-f", name)]
+    assert main([*options, "--output-dir", str(tmp_path), *paths[:2]]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert len(list(tmp_path.iterdir())) == 2 * 5
+    for path, transcript in zip(paths, transcripts[:2], strict=False):
+        assert (tmp_path / f"{Path(path).stem}.srt").read_text() == srt(transcript)
+        assert (tmp_path / f"{Path(path).stem}.vtt").read_text() == vtt(transcript)
+        assert json.loads((tmp_path / f"{Path(path).stem}.json").read_text())["path"] == path
+
+
+def test_skip_existing_does_what_is_left(paths, transcripts, tmp_path, capsys):
+    options = ["--output-dir", str(tmp_path), "-f", "txt", "-f", "json", "--skip-existing"]
+    done, half, new = (Path(path).stem for path in paths)
+    for name in (f"{done}.txt", f"{done}.json", f"{half}.txt"):
+        (tmp_path / name).write_text("old")
+    assert main([*options, *paths]) == 0
+    assert capsys.readouterr() == ("", f"samba-asr: {paths[0]}: skipped, because its output exists\n")
+    assert [(tmp_path / f"{stem}.txt").read_text() for stem in (done, half, new)] == [
+        "old",
+        *(f"{transcript.text}\n" for transcript in transcripts[1:]),
+    ]
+    assert (tmp_path / f"{half}.json").is_file() and (tmp_path / f"{done}.json").read_text() == "old"
+    assert main([*options, "--quiet", *paths]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert main([*options, "missing.wav", *paths]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "samba-asr: missing.wav: no such file"
+    assert main([*options, "--model", "nonsense", *paths]) == 2
+
+
+# How much is said
+
+
+def test_quiet_says_nothing_but_errors(paths, transcripts, tmp_path, capsys, monkeypatch):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16_000), 16_000)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert main(["--quiet", paths[0], "missing.wav", str(tmp_path / "silent.wav")]) == 1
+    out, err = capsys.readouterr()
+    assert out == f"{paths[0]}\t{transcripts[0].text}\n{tmp_path / 'silent.wav'}\t\n"
+    assert err == "samba-asr: missing.wav: no such file\n"
+    assert main(["-q", "--output-dir", str(tmp_path / "out"), paths[0], paths[0]]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_verbose_says_what_runs_and_how_fast(paths, transcripts, capsys):
+    assert main(["--verbose", *paths[:2]]) == 0
+    out, err = capsys.readouterr()
+    assert out == "".join(f"{path}\t{t.text}\n" for path, t in zip(paths, transcripts[:2], strict=False))
+    first, *lines = err.splitlines()
+    assert re.fullmatch(r"samba-asr: model tiny-random: \w+ search on cpu, CPU threads: \d+", first)
+    for line, path, transcript in zip(lines, paths[:2], transcripts, strict=False):
+        said = re.fullmatch(r"samba-asr: (.*): ([\d.]+) s in ([\d.]+) s, real-time factor ([\d.]+)", line)
+        assert said[1] == path
+        assert float(said[2]) == pytest.approx(transcript.duration, abs=0.01)
+        assert float(said[4]) == pytest.approx(float(said[3]) / float(said[2]), abs=0.01)
+    assert len(lines) == 2
+
+
+def test_threads_are_as_many_as_asked_for(paths, transcripts, capsys):
+    before = torch.get_num_threads()
+    try:
+        for threads in (2, 1):
+            assert main(["--threads", str(threads), "-v", paths[0]]) == 0
+            assert torch.get_num_threads() == threads
+            out, err = capsys.readouterr()
+            assert out == transcripts[0].text + "\n"
+            assert f"CPU threads: {threads}\n" in err
+    finally:
+        torch.set_num_threads(before)
 
 
 # Errors
@@ -235,7 +362,8 @@ def test_unusual_sound_is_no_error(make, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert out.endswith("\n")
     assert len(out) < 100
-    assert err == ""
+    assert err == (f"samba-asr: {tmp_path / 'a.wav'}: is silent: every sample is zero\n" if make == "silent" else "")
+    assert (out == "\n") == (make == "silent")
 
 
 def test_a_damaged_file_gives_what_is_left_and_says_so(paths, tmp_path, capsys):
@@ -254,10 +382,10 @@ def test_a_damaged_file_gives_what_is_left_and_says_so(paths, tmp_path, capsys):
 def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcripts, capsys, monkeypatch):
     transcribe = Transcriber.transcribe
 
-    def failing(self, path):
-        if path == paths[0]:
+    def failing(self, waveform):
+        if len(waveform) == round(transcripts[0].duration * 16_000):
             raise error
-        return transcribe(self, path)
+        return transcribe(self, waveform)
 
     monkeypatch.setattr(Transcriber, "transcribe", failing)
     assert main(paths[:2]) == 1
@@ -278,6 +406,14 @@ def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcrip
         (["--device", "abacus", "a.wav"], "abacus"),
         (["--beam-size", "0", "a.wav"], "beam_size (0) must be positive"),
         (["--beam-size", "many", "a.wav"], "--beam-size"),
+        (["--threads", "0", "a.wav"], "'0' must be a whole number"),
+        (["--quiet", "--verbose", "a.wav"], "not allowed with"),
+        (["-f", "srt", "-f", "json", "a.wav"], "several formats (srt, json) need --output-dir"),
+        (["-f", "srt", "a.wav", "b.wav"], "srt of several recordings needs --output-dir"),
+        (["-f", "vtt", "tests"], "vtt of several recordings needs --output-dir"),
+        (["-f", "tsv", "*.wav"], "tsv of several recordings needs --output-dir"),
+        (["--skip-existing", "a.wav"], "--skip-existing needs --output-dir"),
+        (["-", "a.wav", "-"], "only once"),
     ],
 )
 def test_wrong_usage_is_status_2(arguments, says, capsys):
@@ -339,6 +475,11 @@ def test_help_teaches(capsys):
         "autoregressive",
         "rescoring",
         "--word-timestamps",
+        "-f srt",
+        "--skip-existing",
+        "stdin",
+        "m4a",
+        "--threads",
     ):
         assert word in out
 

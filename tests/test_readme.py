@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from samba_asr.audio.load import load_audio
+from samba_asr.subtitles import srt
 from samba_asr.transcriber import Transcriber
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +62,8 @@ def folder(tmp_path, clips):
     soundfile.write(tmp_path / "audio.wav", load_audio(clips[0][0]), 16_000)
     for name, (path, _) in zip(("one.mp3", "two.mp3"), clips, strict=False):
         shutil.copy(path, tmp_path / name)
+    (tmp_path / "talks").mkdir()
+    shutil.copy(clips[2][0], tmp_path / "talks" / "three.mp3")
     return tmp_path
 
 
@@ -107,10 +110,15 @@ def test_transcribing(folder, tiny_checkpoint, clips):
     assert (folder / "words.tsv").read_text() == f"one.mp3\t{one}\ntwo.mp3\t{two}\n"
     assert [one in out[1], two in out[2]] == [True, True]
     assert (folder / "words" / "two.txt").read_text() == f"{two}\n"
-    for line, search in zip(out[4:7], ("rescoring", "joint", "ctc"), strict=True):
-        assert line == Transcriber.load(tiny_checkpoint, search=search).transcribe(folder / "audio.wav").text
     timed = transcriber.transcribe(folder / "audio.wav")
-    assert [line.split("\t")[-1] for line in out[7:]] == [timed.text, *(word.text for word in timed.words)]
+    assert (folder / "audio.srt").read_text() == srt(timed)
+    assert out[3] == timed.text
+    files = sorted(path.name for path in (folder / "subtitles").iterdir())
+    assert files == sorted(f"{name}.{form}" for name in ("one", "two", "three") for form in ("srt", "tsv"))
+    searches = ("autoregressive", "rescoring", "joint", "ctc")
+    for line, search in zip(out[4:8], searches, strict=True):
+        assert line == Transcriber.load(tiny_checkpoint, search=search).transcribe(folder / "audio.wav").text
+    assert [line.split("\t")[-1] for line in out[8:]] == [timed.text, *(word.text for word in timed.words)]
 
 
 def test_python(folder, tiny_checkpoint):

@@ -269,7 +269,7 @@ def test_a_device_that_cannot_hold_anything_says_so(tiny_checkpoint, device, mon
 def test_a_transcript_is_plain_values(tiny_checkpoint, clips):
     transcript = Transcriber.load(tiny_checkpoint).transcribe(clips[0][0])
     values = transcript.to_dict()
-    assert list(values) == ["text", "duration", "confidence", "words", "model"]
+    assert list(values) == ["text", "duration", "confidence", "segments", "words", "model"]
     assert (values["text"], values["duration"], values["model"]) == (transcript.text, 5.855, "tiny-random")
     assert values["confidence"] == round(transcript.confidence, 3)
     assert values["words"][0] == {

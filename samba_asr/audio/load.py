@@ -5,7 +5,6 @@ import os
 import stat
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
@@ -32,14 +31,50 @@ class AudioDecodeError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
-class _Decoded(NamedTuple):
-    samples: np.ndarray  # (samples,) float32, mean of the channels
-    sample_rate: int
-    problem: str  # empty: none
+class _Decoded:
+    """What a decoder has made of a file so far: held as mono at the wanted rate, and never at the file's own.
+
+    A stream may change its rate on the way, as joined MP3 files do.
+    """
+
+    def __init__(self, sample_rate: int) -> None:
+        self.sample_rate = sample_rate
+        self.seconds = 0.0
+        self.peak = 0.0
+        self.problem = ""  # empty: none
+        self._samples = bytearray()  # grows in place
+        self._rate = 0
+        self._resampler: soxr.ResampleStream | None = None
+
+    def add(self, samples: np.ndarray, rate: int) -> None:
+        """Take the next (channels, samples) float32, at a possible rate."""
+        mono = _mono(samples)
+        if not mono.size:
+            return
+        if rate != self._rate:
+            self._finish()
+            self._rate = rate
+            same = rate == self.sample_rate
+            self._resampler = None if same else soxr.ResampleStream(rate, self.sample_rate, 1, quality="HQ")
+        self.seconds += len(mono) / rate
+        self.peak = float(np.maximum(self.peak, np.abs(mono).max()))  # unlike max(), keeps what is not a number
+        self._samples += (self._resampler.resample_chunk(mono) if self._resampler else mono).tobytes()
+
+    def ended(self, problem: str = "") -> "_Decoded":
+        """Say that nothing follows, and what went wrong."""
+        self._finish()
+        self.problem = problem or ("" if self.seconds else "holds no samples")
+        return self
 
     @property
-    def seconds(self) -> float:
-        return len(self.samples) / max(self.sample_rate, 1)
+    def samples(self) -> np.ndarray:
+        """All that was decoded: (samples,) float32."""
+        return np.frombuffer(self._samples, np.float32)
+
+    def _finish(self) -> None:
+        if self._resampler:
+            self._samples += self._resampler.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
+        self._resampler = None
 
 
 def load_audio(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
@@ -50,15 +85,12 @@ def load_audio(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
     Raises FileNotFoundError, or AudioDecodeError for a folder, an empty file, one without sound, or samples that are
     not finite.
     """
-    samples, rate, _ = _decode(path)
-    peak = float(np.abs(samples).max())
-    if not peak <= LOUDEST:
-        raise AudioDecodeError(path, f"holds samples that are not sound (largest: {peak:g}); export it again")
-    if rate != sample_rate:
-        samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
-    if not samples.size:
+    decoded = _decode(path, sample_rate)
+    if not decoded.peak <= LOUDEST:
+        raise AudioDecodeError(path, f"holds samples that are not sound (largest: {decoded.peak:g}); export it again")
+    if not decoded.samples.size:
         raise AudioDecodeError(path, "holds less than one sample")
-    return samples
+    return decoded.samples
 
 
 def audio_duration(path: str | Path) -> float:
@@ -68,10 +100,7 @@ def audio_duration(path: str | Path) -> float:
     """
     with _open(path) as file:
         seconds = _ffmpeg_duration(file) if _is_mpeg(file) else _sndfile_duration(file) or _ffmpeg_duration(file)
-    if seconds > 0:
-        return seconds
-    samples, rate, _ = _decode(path)
-    return len(samples) / rate
+    return seconds if seconds > 0 else _decode(path, 1_000).seconds
 
 
 def _open(path: str | Path) -> io.FileIO:
@@ -93,18 +122,18 @@ def _open(path: str | Path) -> io.FileIO:
     return file
 
 
-def _decode(path: str | Path) -> _Decoded:
+def _decode(path: str | Path, sample_rate: int) -> _Decoded:
     attempts = []
     with _open(path) as file:
         for decoder in (_decode_ffmpeg,) if _is_mpeg(file) else (_decode_sndfile, _decode_ffmpeg):
             file.seek(0)
-            attempts.append(decoder(file))
-            if attempts[-1].samples.size and not any(a.problem for a in attempts if a.samples.size):
+            attempts.append(decoder(file, _Decoded(sample_rate)))
+            if attempts[-1].seconds and not any(a.problem for a in attempts if a.seconds):
                 return attempts[-1]
     best = max(attempts, key=lambda attempt: attempt.seconds)
-    if not best.samples.size:
+    if not best.seconds:
         raise AudioDecodeError(path, attempts[-1].problem)
-    problem = next(attempt.problem for attempt in attempts if attempt.samples.size)
+    problem = next(attempt.problem for attempt in attempts if attempt.seconds)
     warnings.warn(f"{path}: damaged ({problem}); {best.seconds:.2f} s of it could be decoded", stacklevel=3)
     return best
 
@@ -125,27 +154,21 @@ def _rate_problem(rate: int) -> str:
     return "" if 1_000 <= rate <= 1_000_000 else f"has an impossible sample rate ({rate} Hz)"
 
 
-def _joined(blocks: list[np.ndarray], rate: int, problem: str = "") -> _Decoded:
-    if blocks and not _rate_problem(rate):
-        return _Decoded(np.concatenate(blocks), rate, problem)
-    return _Decoded(np.zeros(0, np.float32), 0, (blocks and _rate_problem(rate)) or problem or "holds no samples")
-
-
-def _decode_sndfile(file: io.FileIO) -> _Decoded:
-    blocks: list[np.ndarray] = []
-    rate, problem = 0, ""
+def _decode_sndfile(file: io.FileIO, decoded: _Decoded) -> _Decoded:
+    problem = ""
     try:
         with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-            rate = sound.samplerate
-            missing = sound.frames
+            rate, missing = sound.samplerate, sound.frames
+            if impossible := _rate_problem(rate):
+                return decoded.ended(impossible)
             while len(block := sound.read(max(BLOCK // sound.channels, 1), dtype="float32", always_2d=True)):
-                blocks.append(_mono(block.T))
+                decoded.add(block.T, rate)
                 missing -= len(block)
             if 0 < missing < 1 << 40:  # streams of unknown length declare more
                 problem = f"{missing / rate:.2f} s missing"
     except (soundfile.LibsndfileError, RuntimeError) as error:
         problem = f"libsndfile: {error}"
-    return _joined(blocks, rate, problem)
+    return decoded.ended(problem)
 
 
 def _sndfile_duration(file: io.FileIO) -> float:
@@ -160,22 +183,34 @@ def _sndfile_duration(file: io.FileIO) -> float:
         file.seek(0)
 
 
+class _ForFFmpeg:
+    """A file whose failed seeks return a number, as C's do: PyAV writes tracebacks of exceptions to stderr."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self.read, self.tell, self.name, self._seek = file.read, file.tell, file.name, file.seek
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        try:
+            return self._seek(offset, whence)
+        except OSError:
+            return -1
+
+
 def _open_ffmpeg(file: io.FileIO) -> av.container.InputContainer:
     """Open with no right to open anything else: a playlist must not make FFmpeg read other files or addresses."""
-    return av.open(file, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
+    return av.open(_ForFFmpeg(file), "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
 
 
-def _decode_ffmpeg(file: io.FileIO) -> _Decoded:
-    blocks: list[np.ndarray] = []
-    rate, problem = 0, ""
+def _decode_ffmpeg(file: io.FileIO, decoded: _Decoded) -> _Decoded:
+    problem = ""
     size = os.fstat(file.fileno()).st_size
     if size < SMALLEST_FILE:
-        return _joined([], rate, f"is too short to hold audio ({size} bytes), or is not audio")
+        return decoded.ended(f"is too short to hold audio ({size} bytes), or is not audio")
     try:
         with _open_ffmpeg(file) as container:
             stream = container.streams.best("audio")
             if stream is None:
-                return _joined([], rate, "has no audio track that can be decoded")
+                return decoded.ended("has no audio track that can be decoded")
             for packet in container.demux(stream):
                 try:
                     frames = packet.decode()
@@ -183,12 +218,17 @@ def _decode_ffmpeg(file: io.FileIO) -> _Decoded:
                     problem = f"FFmpeg: {error.strerror}"
                     continue
                 for frame in frames:
-                    if isinstance(frame, av.AudioFrame):
-                        rate = rate or frame.sample_rate
-                        blocks.append(_mono(_planar(frame)))
+                    if not isinstance(frame, av.AudioFrame):
+                        continue
+                    if impossible := _rate_problem(frame.sample_rate):
+                        problem = impossible
+                    else:
+                        decoded.add(_planar(frame), frame.sample_rate)
     except (av.FFmpegError, OSError) as error:
-        problem = f"FFmpeg: {error.strerror}" if blocks else f"is not audio, or is damaged (FFmpeg: {error.strerror})"
-    return _joined(blocks, rate, problem)
+        problem = f"FFmpeg: {error.strerror}"
+    if problem.startswith("FFmpeg") and not decoded.seconds:
+        problem = f"is not audio, or is damaged ({problem})"
+    return decoded.ended(problem)
 
 
 def _ffmpeg_duration(file: io.FileIO) -> float:
