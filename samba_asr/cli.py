@@ -164,7 +164,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--ctc-weight",
         type=float,
         metavar="W",
-        help="rescoring, joint: what the encoder's word counts, 0 to 1; the decoder has the rest (default: the model's)",
+        help="rescoring, joint: what the encoder's word counts, 0 to 1; the decoder has the rest (the model's)",
     )
     group.add_argument(
         "--hotwords",

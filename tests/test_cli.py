@@ -123,6 +123,49 @@ def test_beam_size_is_passed_on(tiny_checkpoint, paths, capsys):
     assert expected[0] != expected[1]
 
 
+def test_what_joint_search_is_told_is_passed_on(paths, capsys, monkeypatch):
+    given = {}
+
+    def load(model, device, search, **settings):
+        given.update(settings, search=search)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(Transcriber, "load", load)
+    options = {
+        "beam-size": 12,
+        "ctc-weight": 0.25,
+        "length-bonus": 0.75,
+        "lm": "some/lm",
+        "lm-weight": 0.125,
+        "hotwords": "Nadezhda:2",
+        "hotword-boost": 1.5,
+    }
+    arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    assert main(["--search", "joint", *arguments, paths[0]]) == 2
+    assert given == {name.replace("-", "_"): value for name, value in options.items()} | {"search": "joint"}
+    assert capsys.readouterr().err == "samba-asr: error: enough\n"
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_n_best_texts(tiny_checkpoint, paths, capsys, several):
+    transcriber = Transcriber.load(tiny_checkpoint, search="joint", beam_size=6)
+    chosen = paths[: 1 + several]
+    transcripts = [transcriber.transcribe(path, n_best=3) for path in chosen]
+    options = ["--search", "joint", "--beam-size", "6", "--nbest", "3"]
+    assert main([*options, *chosen]) == 0
+    prefixes = [f"{path}\t" if several else "" for path in chosen]
+    expected = [
+        f"{prefix}{line}\n"
+        for prefix, transcript in zip(prefixes, transcripts, strict=True)
+        for line in (transcript.text, *(f"{each.score:.3f}\t{each.text}" for each in transcript.n_best))
+    ]
+    assert capsys.readouterr().out == "".join(expected)
+    assert main([*options, "-f", "json", *chosen]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["n_best"] for line in lines] == [[e.to_dict() for e in t.n_best] for t in transcripts]
+    assert len(lines[0]["n_best"]) == 3 and "words" not in lines[0]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no such names there")
 def test_a_path_never_breaks_its_line(paths, transcripts, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -382,10 +425,10 @@ def test_a_damaged_file_gives_what_is_left_and_says_so(paths, tmp_path, capsys):
 def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcripts, capsys, monkeypatch):
     transcribe = Transcriber.transcribe
 
-    def failing(self, waveform):
+    def failing(self, waveform, **settings):
         if len(waveform) == round(transcripts[0].duration * 16_000):
             raise error
-        return transcribe(self, waveform)
+        return transcribe(self, waveform, **settings)
 
     monkeypatch.setattr(Transcriber, "transcribe", failing)
     assert main(paths[:2]) == 1
@@ -406,6 +449,14 @@ def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcrip
         (["--device", "abacus", "a.wav"], "abacus"),
         (["--beam-size", "0", "a.wav"], "beam_size (0) must be positive"),
         (["--beam-size", "many", "a.wav"], "--beam-size"),
+        (["--ctc-weight", "2", "a.wav"], "ctc_weight (2.0) must be in [0, 1]"),
+        (["--nbest", "0", "a.wav"], "'0' must be a whole number"),
+        (["--nbest", "3", "--search", "ctc", "a.wav"], "search ('ctc') must be 'joint' where n_best (3) is above 1"),
+        (["--nbest", "9", "--search", "joint", "a.wav"], "n_best (9) must not exceed beam_size (8): widen the beam"),
+        (["--hotwords", "gospel", "--search", "ctc", "a.wav"], "must be 'joint' where a language model or hotwords"),
+        (["--hotwords", "a,,b", "--search", "joint", "a.wav"], "'' is no hotword; leave it out"),
+        (["--hotwords", "no/where.txt", "--search", "joint", "a.wav"], "hotwords file no/where.txt does not exist"),
+        (["--lm", "nowhere", "--search", "joint", "a.wav"], "language model nowhere is neither"),
         (["--threads", "0", "a.wav"], "'0' must be a whole number"),
         (["--quiet", "--verbose", "a.wav"], "not allowed with"),
         (["-f", "srt", "-f", "json", "a.wav"], "several formats (srt, json) need --output-dir"),

@@ -265,6 +265,19 @@ def test_several_searches_report_side_by_side(evaluate, manifests, model_folder,
             assert row["hypothesis"] == transcriber.transcribe(row["audio"]).text
 
 
+def test_hotwords_count_and_are_reported(evaluate, manifests, model_folder, tmp_path):
+    options = ["--model", str(model_folder), "--manifests", manifests[0], "--limit", "2", "--search", "joint"]
+    texts = []
+    for boost in ("0", "30"):
+        settings = ["--hotwords", "the,and", "--hotword-boost", boost, "--out", str(tmp_path / boost)]
+        assert evaluate.main([*options, *settings]) == 0
+        report = (tmp_path / boost / "report.md").read_text(encoding="utf-8")
+        assert f", hotwords the,and, boost {float(boost)}\n" in report
+        rows = (tmp_path / boost / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
+        texts.append([json.loads(row)["hypothesis"] for row in rows])
+    assert texts[0] != texts[1]
+
+
 def test_exit_code_of_an_unreadable_file(evaluate, manifests, utterances, model_folder, tmp_path, capsys):
     Path(utterances[2].audio).write_bytes(b"")
     options = ["--model", str(model_folder), "--manifests", manifests[0], "--out", str(tmp_path / "report")]
@@ -291,6 +304,8 @@ def test_exit_code_of_an_unreadable_file(evaluate, manifests, utterances, model_
         ({"--device": ["abacus"]}, "abacus"),
         ({"--beam-size": ["0"]}, "beam_size (0)"),
         ({"--ctc-weight": ["2"]}, "ctc_weight (2.0)"),
+        ({"--lm": ["gone"], "--search": ["joint"]}, "language model gone is neither"),
+        ({"--hotwords": ["gospel"], "--search": ["joint", "ctc"]}, "search ('ctc') must be 'joint'"),
     ],
 )
 def test_wrong_arguments_are_said_clearly(
