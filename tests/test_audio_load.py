@@ -107,6 +107,13 @@ def test_nothing_of_a_codec_s_delay_is_left(tmp_path, speech, name, codec, sampl
     assert np.corrcoef(samples[:size], speech[:size])[0, 1] > 0.95  # a millisecond of delay leaves nothing of it
 
 
+@pytest.mark.parametrize("suffix", ["m4a", "mp4", "mov"])
+def test_nothing_of_a_codec_s_padding_is_left(tmp_path, speech, suffix):
+    speech = speech[: 20 * 1024 + 300]  # AAC has frames of 1024
+    samples = load_audio(encode(tmp_path / f"a.{suffix}", speech, "aac", video=suffix == "mp4"))
+    assert abs(len(samples) - len(speech)) <= 16  # MP4 counts in milliseconds
+
+
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "IMA_ADPCM"])
 def test_sample_types_have_one_scale(tmp_path, subtype):
     soundfile.write(tmp_path / "a.wav", tone(16000), 16000, subtype=subtype)

@@ -5,6 +5,7 @@ import os
 import stat
 import warnings
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -223,12 +224,22 @@ def _decode_ffmpeg(file: io.FileIO, decoded: _Decoded) -> _Decoded:
                     if impossible := _rate_problem(frame.sample_rate):
                         problem = impossible
                     else:
-                        decoded.add(_planar(frame), frame.sample_rate)
+                        kept = _within(frame, stream) if container.format.name.startswith("mov") else frame.samples
+                        decoded.add(_planar(frame)[:, :kept], frame.sample_rate)
     except (av.FFmpegError, OSError) as error:
         problem = f"FFmpeg: {error.strerror}"
     if problem.startswith("FFmpeg") and not decoded.seconds:
         problem = f"is not audio, or is damaged ({problem})"
     return decoded.ended(problem)
+
+
+def _within(frame: av.AudioFrame, stream: Any) -> int:
+    """Return how many of a frame's samples lie before the end that MP4 tells: padding fills up the last frame."""
+    if frame.pts is None or stream.duration is None or stream.time_base is None or frame.time_base is None:
+        return int(frame.samples)
+    end = ((stream.start_time or 0) + stream.duration) * stream.time_base
+    samples = round((end - frame.pts * frame.time_base) * frame.sample_rate)
+    return samples if 0 < samples < frame.samples else int(frame.samples)  # a frame behind the end: the end is wrong
 
 
 def _ffmpeg_duration(file: io.FileIO) -> float:
