@@ -102,7 +102,7 @@ def test_links_lead_to_files():
 
 
 def test_transcribing(folder, tiny_checkpoint, clips):
-    (block,) = commands("transcribe.py")
+    block, _ = commands("transcribe.py")
     out = in_readme(block, folder, SAMBA_ASR_MODEL=str(tiny_checkpoint)).splitlines()
     transcriber = Transcriber.load(tiny_checkpoint)
     one, two = (transcriber.transcribe(path).text for path, _ in clips[:2])
@@ -119,6 +119,15 @@ def test_transcribing(folder, tiny_checkpoint, clips):
     for line, search in zip(out[4:8], searches, strict=True):
         assert line == Transcriber.load(tiny_checkpoint, search=search).transcribe(folder / "audio.wav").text
     assert [line.split("\t")[-1] for line in out[8:]] == [timed.text, *(word.text for word in timed.words)]
+
+
+def test_hints(folder):
+    _, block = commands("transcribe.py")
+    out = in_readme(block, folder, SAMBA_ASR_MODEL=str(ROOT / "pretrained" / "samba-tiny-en")).splitlines()
+    transcriber = Transcriber.load("samba-tiny-en")
+    best = transcriber.transcribe(folder / "audio.wav", n_best=5)
+    assert "quilter" in out[0] and out[1] == best.text
+    assert [line.split("\t")[1] for line in out[2:]] == [each.text for each in best.n_best]
 
 
 def test_python(folder, tiny_checkpoint):
