@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from samba_asr.audio.load import AudioDecodeError, load_audio
+from samba_asr.decoding.hotwords import parse_hotwords
 from samba_asr.picture import draw
 from samba_asr.transcriber import Transcriber
 
@@ -57,12 +58,13 @@ class OwnHostOnly:
 def build_demo(transcriber: Transcriber) -> gr.Blocks:
     """Build the page: a recording in, its words out, and a picture of where they are said."""
 
-    def transcribe(audio: str | None) -> tuple[str, str]:
+    def transcribe(audio: str | None, names: str = "") -> tuple[str, str]:
         if audio is None:
             raise _error("There is nothing to transcribe yet: upload a recording or make one.")
         try:
+            hotwords = parse_hotwords(names.strip()) if names and names.strip() else None
             waveform = load_audio(audio, transcriber.sample_rate)
-            transcript = transcriber.transcribe(waveform)
+            transcript = transcriber.transcribe(waveform, hotwords=hotwords)
             picture = draw(transcript, transcriber.features(waveform), transcriber.seconds_per_frame)
         except AudioDecodeError as error:
             raise _error(f"{Path(audio).name} {error.reason}.") from error
@@ -77,6 +79,15 @@ def build_demo(transcriber: Transcriber) -> gr.Blocks:
             "# Samba-ASR\nSpeech to words with state-space models alone: no attention anywhere.", elem_id="title"
         )
         audio = gr.Audio(sources=["upload", "microphone"], type="filepath", label="Recording", buttons=["download"])
+        names = gr.Textbox(
+            label="Names and jargon",
+            info="Words that may be said, with commas in between; a weight may follow: Nadezhda, Kubernetes:2",
+            value="",
+            lines=1,
+            max_lines=4,
+            visible=transcriber.search.search == "joint",
+            elem_id="names",
+        )
         button = gr.Button("Transcribe", variant="primary")
         words = gr.Textbox(label="Words", lines=4, buttons=["copy"], interactive=False, elem_id="words")
         picture = gr.HTML(label="Where they are said", elem_id="picture")
@@ -85,7 +96,7 @@ def build_demo(transcriber: Transcriber) -> gr.Blocks:
                 list(examples),
                 inputs=audio,
                 outputs=[words, picture],
-                fn=transcribe,
+                fn=lambda example: transcribe(example),  # of its own name: transcribe is the other way's, in the API
                 run_on_click=True,
                 cache_examples=False,
                 api_visibility="private",
@@ -97,7 +108,7 @@ def build_demo(transcriber: Transcriber) -> gr.Blocks:
         gr.on(
             [button.click, audio.upload, audio.stop_recording],
             transcribe,
-            audio,
+            [audio, names],
             [words, picture],
             api_name="transcribe",
         )

@@ -69,6 +69,31 @@ def test_the_page_works_on_after_an_error(client, transcriber, clips, text_file)
     assert words == transcriber.transcribe(clips[0][0]).text
 
 
+def test_names_are_favoured_where_joint_search_can(clips, tmp_path):
+    path = next(path for path, text in clips if text.lower().startswith("simmer for a minute"))
+    demo = app.build_demo(Transcriber.load("samba-tiny-en"))
+    _, url, _ = app.launch(demo, prevent_thread_lock=True, quiet=True)
+    try:
+        client = gradio_client.Client(url, verbose=False, analytics_enabled=False)
+        recording = gradio_client.handle_file(path)
+        plain, favoured = (
+            client.predict(recording, names, api_name="/transcribe")[0] for names in (" ", "Simmer:2, Nadezhda:2")
+        )
+        assert plain.split()[0] == "summer" and favoured.split()[0] == "simmer"
+        file = tmp_path / "names7"
+        file.write_text("simmer:2\n")
+        cases = {
+            "simmer:0": r"weight \(0\) of hotword 'simmer'",
+            "a,,b": "'' is no hotword",
+            str(file): "has the character",  # the page reads no file of its machine
+        }
+        for names, message in cases.items():
+            with pytest.raises(AppError, match=message):
+                client.predict(recording, names, api_name="/transcribe")
+    finally:
+        demo.close()
+
+
 def test_the_page_loads_nothing_from_another_host(url):
     with urllib.request.urlopen(url) as response:
         policy, page = response.headers["Content-Security-Policy"], response.read().decode()

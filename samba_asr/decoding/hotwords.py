@@ -154,7 +154,12 @@ def read_hotwords(source: str | Path) -> dict[str, float]:
         return _parsed(_lines(path), f"hotwords file {path}")
     if isinstance(source, Path) or _looks_like_a_path(source):
         raise FileNotFoundError(f"hotwords file {source} does not exist; a list of hotwords has commas in between")
-    return _parsed(source.split(","), f"hotwords {source!r}")
+    return parse_hotwords(source)
+
+
+def parse_hotwords(text: str) -> dict[str, float]:
+    """As :func:`read_hotwords`, of a list alone: no file is looked for, whatever the text is."""
+    return _parsed(text.split(","), f"hotwords {text!r}")
 
 
 def _looks_like_a_path(source: str) -> bool:
