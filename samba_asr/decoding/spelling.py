@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -80,11 +81,13 @@ def spelling_tree(spellings: Tensor | None, vocab_size: int) -> SpellingTree:
     """Return the tree of a model's spellings, (vocab_size, longest) with -1 after each one's end; None: each token is a
     piece of its own. Trees are kept."""
     if spellings is None:
-        return _tree(tuple(() if token in UNSAID else (token,) for token in range(vocab_size)))
-    rows = spellings.cpu().tolist()
-    return _tree(tuple(tuple(piece for piece in row if piece >= 0 and piece not in UNSAID) for row in rows))
+        spellings = torch.arange(vocab_size)[:, None]
+    array = spellings.to("cpu", torch.int64).numpy()
+    return _tree(array.tobytes(), array.shape[1])
 
 
 @lru_cache(maxsize=4)
-def _tree(spellings: tuple[tuple[int, ...], ...]) -> SpellingTree:
-    return SpellingTree(spellings)
+def _tree(spellings: bytes, longest: int) -> SpellingTree:
+    """spellings: int64. As bytes they are compared at once, which thousands of tuples take milliseconds for."""
+    rows = np.frombuffer(spellings, np.int64).reshape(-1, longest).tolist()
+    return SpellingTree([tuple(piece for piece in row if piece >= 0 and piece not in UNSAID) for row in rows])
