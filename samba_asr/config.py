@@ -247,8 +247,11 @@ class SearchConfig:
     spelling_weight: float = 1.0
     """joint: the power to which CTC's choice among pieces is raised, above 0 to 1; whether any piece is said keeps its
     whole weight, so that no word is left out where the decoder knows better which it is."""
-    lm_weight: float = 0.3
+    lm_weight: float = 0.1
     """joint: what a language model's logarithm counts, where there is one (shallow fusion)."""
+    lm_length_bonus: float = 2.5
+    """joint: added for each piece, times lm_weight, where there is a language model: about what it takes a piece by
+    surprise, or words would go missing."""
     hotword_boost: float = 0.6
     """joint: added to a text's score for each letter of a hotword, where there are any."""
 
@@ -259,8 +262,9 @@ class SearchConfig:
             raise ValueError(f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
         if not 0 < self.spelling_weight <= 1:
             raise ValueError(f"spelling_weight ({self.spelling_weight}) must be above 0 and at most 1")
-        if not math.isfinite(self.length_bonus):
-            raise ValueError(f"length_bonus ({self.length_bonus}) must be a number")
+        for name in ("length_bonus", "lm_length_bonus"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} ({getattr(self, name)}) must be a number")
         for name in ("lm_weight", "hotword_boost"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be 0 or a positive number")

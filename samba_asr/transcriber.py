@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from samba_asr.audio.load import load_audio
 from samba_asr.config import Search, SearchConfig
-from samba_asr.decoding.advisers import advisers_of, load_lm
+from samba_asr.decoding.advisers import NOBODY, Advisers, advisers_of, load_lm
 from samba_asr.decoding.hotwords import read_hotwords
 from samba_asr.decoding.n_best import join_n_best
 from samba_asr.decoding.ngram import NGram
@@ -54,6 +55,7 @@ class Transcriber:
         self.seconds_per_frame = model.config.features.hop_length / self.sample_rate
         self.lm: LanguageModel | NGram | None = None
         self.hotwords: Mapping[str, float] = {}
+        self._advisers: tuple[Any, Advisers] = (None, NOBODY)
         texts = ["" if i in SPECIAL_IDS else text for i, text in enumerate(tokenizer.pieces())]
         self._pieces = texts[: model.config.ctc_vocab_size]
 
@@ -105,13 +107,20 @@ class Transcriber:
     def check(self, n_best: int = 1) -> None:
         """Raise ValueError where the search cannot do what is asked: it has no say for a language model or hotwords,
         or fewer texts than n_best."""
-        check_advisers(self.search, advisers_of(self.search, self.lm, self.hotwords, self._pieces))
+        check_advisers(self.search, self.advisers())
         if n_best < 1:
             raise ValueError(f"n_best ({n_best}) must be positive")
         if n_best > 1 and self.search.search != "joint":
             raise ValueError(f"search ({self.search.search!r}) must be 'joint' where n_best ({n_best}) is above 1")
         if n_best > self.search.beam_size:
             raise ValueError(f"n_best ({n_best}) must not exceed beam_size ({self.search.beam_size}): widen the beam")
+
+    def advisers(self) -> Advisers:
+        """Return who has a say in joint search, made anew where search, language model or hotwords have changed."""
+        key = (self.search, self.lm, tuple(self.hotwords.items()))
+        if key != self._advisers[0]:
+            self._advisers = key, advisers_of(self.search, self.lm, self.hotwords, self._pieces)
+        return self._advisers[1]
 
     def transcribe(
         self, audio: str | Path | np.ndarray, *, hotwords: Hotwords | None = None, n_best: int = 1
@@ -165,8 +174,7 @@ class Transcriber:
         waveforms, lengths = _padded(arrays)
         encoder_out, encoder_lengths = self.model.encode(waveforms.to(device), lengths.to(device))
         log_probs = self.model.ctc_log_probs(encoder_out, encoder_lengths).cpu().numpy()
-        advisers = advisers_of(self.search, self.lm, self.hotwords, self._pieces)
-        found = search_stretches(self.model, encoder_out, encoder_lengths, log_probs, self.search, advisers)
+        found = search_stretches(self.model, encoder_out, encoder_lengths, log_probs, self.search, self.advisers())
         return [
             self._transcript(len(array) / self.sample_rate, said, stretches, n_best)
             for array, said, stretches in zip(arrays, log_probs, found, strict=True)
@@ -186,10 +194,15 @@ class Transcriber:
         """Several spellings in pieces may be one text: only the best of them counts."""
         if count == 1:
             return ()
-        texts: dict[str, float] = {}
-        for hypothesis in join_n_best([found.n_best for found in stretches], count * self.search.beam_size):
-            texts.setdefault(" ".join(self.tokenizer.decode(hypothesis.tokens).split()), hypothesis.log_prob)
-        return tuple(Alternative(text, score) for text, score in list(texts.items())[:count])
+        of_stretches = []
+        for found in stretches:
+            texts: dict[str, float] = {}
+            for hypothesis in found.n_best:
+                if math.isfinite(hypothesis.log_prob) or not texts:  # or it ends within a token of the decoder's
+                    texts.setdefault("".join(self._pieces[piece] for piece in hypothesis.tokens), hypothesis.log_prob)
+            of_stretches.append(list(texts.items()))
+        joined = join_n_best(of_stretches, count)
+        return tuple(Alternative(" ".join(text.split()), score) for text, score in joined)
 
     def _words(
         self, words: list[str], duration: float, log_probs: np.ndarray, stretches: Sequence[Found]

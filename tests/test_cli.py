@@ -455,7 +455,7 @@ def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcrip
         (["--nbest", "9", "--search", "joint", "a.wav"], "n_best (9) must not exceed beam_size (8): widen the beam"),
         (["--hotwords", "gospel", "--search", "ctc", "a.wav"], "must be 'joint' where a language model or hotwords"),
         (["--hotwords", "a,,b", "--search", "joint", "a.wav"], "'' is no hotword; leave it out"),
-        (["--hotwords", "no/where.txt", "--search", "joint", "a.wav"], "hotwords file no/where.txt does not exist"),
+        (["--hotwords", "no/where.txt", "--search", "joint", "a.wav"], "hotwords file no/where.txt is no file"),
         (["--lm", "nowhere", "--search", "joint", "a.wav"], "language model nowhere is neither"),
         (["--threads", "0", "a.wav"], "'0' must be a whole number"),
         (["--quiet", "--verbose", "a.wav"], "not allowed with"),

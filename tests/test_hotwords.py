@@ -180,7 +180,7 @@ def test_lists_that_cannot_be_read(source, message):
 
 def test_files_that_cannot_be_read(tmp_path):
     for source in (tmp_path / "names", str(tmp_path / "names"), "names.txt"):
-        with pytest.raises(FileNotFoundError, match=re.escape(f"hotwords file {source} does not exist")):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"hotwords file {source} is no file")):
             read_hotwords(source)
     path = tmp_path / "names.txt"
     path.write_text("# nobody\n\n")

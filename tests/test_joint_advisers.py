@@ -12,6 +12,7 @@ from test_readings import PIECES, SPELLINGS, WIDE, build, every_text, random_cas
 from samba_asr.config import LanguageModelConfig, MixerConfig, SearchConfig
 from samba_asr.decoding.advisers import Advisers
 from samba_asr.decoding.joint import joint_beam
+from samba_asr.decoding.pool import Pool
 from samba_asr.decoding.readings import Reader
 from samba_asr.decoding.search import search_stretches, search_tokens
 from samba_asr.decoding.timing import Timing
@@ -19,6 +20,7 @@ from samba_asr.model.language_model import LanguageModel
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 PLACE = 2
+pool_init = Pool.__init__
 
 
 @pytest.fixture(autouse=True)
@@ -98,20 +100,22 @@ def expected_scores(model, language_model, log_probs, start, ctc_weight, lm_weig
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("ctc_weight", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize(
+    ("ctc_weight", "lm_weight"), [(0.0, 0.6), (0.4, 0.6), (0.4, 6.0), (0.9, 1.0), (0.95, 1.0), (1.0, 0.6)]
+)
 @pytest.mark.parametrize("states", [0, 3])
-def test_a_beam_that_drops_nothing_is_exact(model, language_model, states, ctc_weight):
+def test_a_beam_that_drops_nothing_is_exact(model, language_model, states, ctc_weight, lm_weight):
     log_probs, state = random_case(model, states, 5)
-    expected = expected_scores(model, language_model, log_probs, state, ctc_weight, 0.6, 1.5)
-    advisers = Advisers(language_model, [(1.5, Bigrams())])
+    expected = expected_scores(model, language_model, log_probs, state, ctc_weight, lm_weight, 1.5)
+    advisers = Advisers(language_model, [(1.5, Bigrams())], 0.5)
     found = search_one(
         log_probs,
         model.decoder,
         state,
         WIDE,
         ctc_weight,
-        0.7,
-        lm_weight=0.6,
+        0.2,
+        lm_weight=lm_weight,
         advisers=advisers,
         margin=math.inf,
         tree=tree_of(model),
@@ -151,6 +155,66 @@ def test_where_nobody_else_counts_the_decoder_is_not_asked(model, monkeypatch):
     monkeypatch.setattr(model.decoder, "step", lambda *args: asked.append(args))
     search_one(log_probs, model.decoder, state, 4, 1.0, tree=tree_of(model))
     assert not asked
+
+
+@torch.no_grad()
+def test_places_in_the_pool_are_given_back(model, language_model, monkeypatch):
+    pools = []
+    monkeypatch.setattr(Pool, "__init__", lambda self, *args: (pools.append(self), pool_init(self, *args))[1])
+    config = SearchConfig("joint", beam_size=4, ctc_weight=0.3, lm_weight=0.4)
+    states = torch.randn(3, 40, model.config.d_model, dtype=torch.float64)
+    memory = model.decoder.read_memory(states, torch.tensor([40, 25, 8]))
+    random = torch.randn(3, 40, 7, dtype=torch.float64).mul(3).log_softmax(-1)
+    recordings = [random[0].numpy(), random[1, :25].numpy(), random[2, :8].numpy()]
+    joint_beam(recordings, model.decoder, memory, config, Advisers(language_model), tree=tree_of(model))
+    (pool,) = pools
+    assert sorted(pool._free) == list(range(3, pool._size)) and pool._size < 400
+
+
+class Hopeful(Bigrams):
+    """Scores nothing, and hopes for one piece after another."""
+
+    def score(self, state, piece):
+        return 0.0, piece
+
+    def end(self, state):
+        return 0.0
+
+    def hoped(self, state):
+        return [5, 5] if state == 4 else []
+
+
+@torch.no_grad()
+def test_hoped_pieces_start_where_no_other_may(model):
+    """CTC hears 4, and then 6 where 5 is 7 nats behind: beyond the margin, but hoped for, once."""
+    log_probs = np.full((4, 7), -30.0)
+    log_probs[0, 4] = log_probs[1, BLANK_ID] = log_probs[2, 6] = log_probs[3, BLANK_ID] = 0.0
+    log_probs[2, 5] = -7.0
+    settings = {"beam_size": 8, "ctc_weight": 1.0, "margin": 5.0, "tree": tree_of(model)}
+    _, state = random_case(model, 4, 0)
+    plain = search_one(log_probs, model.decoder, state, **settings)
+    hoped = search_one(log_probs, model.decoder, state, advisers=Advisers(None, [(1.0, Hopeful())]), **settings)
+    assert [h.tokens for h in plain] == [(4, 6)]
+    settings["margin"] = 20.0
+    wide = search_one(log_probs, model.decoder, state, advisers=Advisers(None, [(1.0, Hopeful())]), **settings)
+    assert hoped[0] == plain[0] and (4, 5) in {h.tokens for h in wide}
+    (found,) = (h for h in wide if h.tokens == (4, 5))
+    assert found.log_prob == pytest.approx(-7.0, abs=1e-6)  # once, though it is hoped for twice
+
+
+@torch.no_grad()
+def test_what_is_hoped_for_is_read_before(model):
+    """A prefix that only a hoped piece lengthens is one that the decoder has to read."""
+    log_probs = np.full((5, 7), -30.0)
+    log_probs[0, 4] = log_probs[1, 4] = log_probs[3, BLANK_ID] = log_probs[4, BLANK_ID] = 0.0
+    log_probs[2, 4], log_probs[2, 5] = -0.001, -7.0  # 4 repeats itself: no piece starts but the one hoped for
+    _, state = random_case(model, 5, 0)
+    settings = {"beam_size": 8, "ctc_weight": 0.5, "margin": 60.0, "tree": tree_of(model)}
+    found = search_one(log_probs, model.decoder, state, advisers=Advisers(None, [(1.0, Hopeful())]), **settings)
+    exact = search_one(log_probs, model.decoder, state, **{**settings, "margin": math.inf})
+    assert {h.tokens: h.log_prob for h in exact}[4, 5] == pytest.approx(
+        {h.tokens: h.log_prob for h in found}[4, 5], abs=1e-6
+    )
 
 
 @torch.no_grad()

@@ -120,7 +120,7 @@ def test_an_n_gram_model_has_a_say(tiny_checkpoint, waveform, joint, tmp_path):
     ("settings", "error", "message"),
     [
         ({"lm": "nowhere"}, FileNotFoundError, "language model nowhere is neither a folder of recipes/language_model"),
-        ({"hotwords": "no/where"}, FileNotFoundError, "hotwords file no/where does not exist"),
+        ({"hotwords": "no/where"}, FileNotFoundError, "hotwords file no/where is no file"),
         ({"hotwords": "żółw"}, ValueError, r"hotword 'żółw' has the character 'ż|hotword 'żółw' has"),
         ({"hotwords": "gospel", "search": "ctc"}, ValueError, r"search \('ctc'\) must be 'joint'"),
         ({"lm_weight": -1.0}, ValueError, r"lm_weight \(-1.0\) must be 0 or a positive number"),

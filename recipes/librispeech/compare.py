@@ -11,7 +11,7 @@ not lower. Below 0.05, chance is a poor explanation. Exit code: 0, 2 for wrong a
 import argparse
 import json
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,8 +24,8 @@ except ModuleNotFoundError as error:
 
 DONE, USAGE = 0, 2
 
-Scores = dict[str, dict[str, WER]]
-"""Of each set, by each recording's path."""
+Scores = dict[str, dict[tuple[str, int], WER]]
+"""Of each set, by each recording's path and how often that came before."""
 
 
 def read_scores(folder: Path) -> Scores:
@@ -37,11 +37,14 @@ def read_scores(folder: Path) -> Scores:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; evaluate.py --out {folder} writes it")
     scores: Scores = defaultdict(dict)
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    seen: Counter[tuple[str, str]] = Counter()
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             values = json.loads(line)
             counts = (values[name] for name in ("substitutions", "deletions", "insertions", "words"))
-            scores[values["set"]][values["audio"]] = WER(*map(int, counts))
+            name, audio = values["set"], values["audio"]
+            scores[name][audio, seen[name, audio]] = WER(*map(int, counts))
+            seen[name, audio] += 1
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: not evaluate.py's ({error!r})") from error
     if not scores:
@@ -55,7 +58,7 @@ def compare(first: Scores, second: Scores, resamples: int) -> list[list[str]]:
         raise ValueError(
             "the reports are not of the same utterances; give evaluate.py the same --manifests and --limit"
         )
-    sets = {name: ([*of_set.values()], [second[name][audio] for audio in of_set]) for name, of_set in first.items()}
+    sets = {name: ([*of_set.values()], [second[name][place] for place in of_set]) for name, of_set in first.items()}
     if len(sets) > 1:
         sets["all"] = tuple([wer for pair in sets.values() for wer in pair[side]] for side in (0, 1))
     rows = []

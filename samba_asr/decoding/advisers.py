@@ -21,7 +21,9 @@ class Advisers(NamedTuple):
     language_model: LanguageModel | None = None
     """Over the decoder's tokens; counts lm_weight."""
     piece_scorers: Sequence[tuple[float, PieceScorer[Any]]] = ()
-    """Each with its weight."""
+    """Each with its weight, which is not 0: they are asked what they hope for, too."""
+    length_bonus: float = 0.0
+    """Added to that of the search, for each piece."""
 
 
 NOBODY = Advisers()
@@ -58,9 +60,10 @@ def advisers_of(
     CTC's. Raises ValueError for a hotword that the pieces cannot spell.
     """
     scorers: list[tuple[float, PieceScorer[Any]]] = []
-    if isinstance(lm, NGram):
+    if isinstance(lm, NGram) and search.lm_weight:
         scorers.append((search.lm_weight, lm))
-    if hotwords:
+    if hotwords and search.hotword_boost:
         scorers.append((search.hotword_boost, Hotwords(hotwords, pieces)))
-    model = lm if isinstance(lm, LanguageModel) else None
-    return NOBODY if model is None and not scorers else Advisers(model, tuple(scorers))
+    model = lm if isinstance(lm, LanguageModel) and search.lm_weight else None
+    bonus = search.lm_weight * search.lm_length_bonus if lm is not None else 0.0
+    return Advisers(model, tuple(scorers), bonus) if model is not None or scorers else NOBODY

@@ -153,13 +153,13 @@ def read_hotwords(source: str | Path) -> dict[str, float]:
     if os.path.isfile(path):  # unlike Path.is_file, it takes a long list for no file rather than for an error
         return _parsed(_lines(path), f"hotwords file {path}")
     if isinstance(source, Path) or _looks_like_a_path(source):
-        raise FileNotFoundError(f"hotwords file {source} does not exist; a list of hotwords has commas in between")
+        raise FileNotFoundError(f"hotwords file {source} is no file; for one hotword put a comma after it")
     return parse_hotwords(source)
 
 
 def parse_hotwords(text: str) -> dict[str, float]:
     """As :func:`read_hotwords`, of a list alone: no file is looked for, whatever the text is."""
-    return _parsed(text.split(","), f"hotwords {text!r}")
+    return _parsed(text.removesuffix(",").split(","), f"hotwords {text!r}")
 
 
 def _looks_like_a_path(source: str) -> bool:

@@ -18,7 +18,7 @@ from samba_asr.decoding.networks import DecoderScorer, Fused, FusedState, Langua
 from samba_asr.decoding.pool import Pool, Search, run_together
 from samba_asr.decoding.prefix_beam import Hypothesis, Paths, PrefixBeam, Step
 from samba_asr.decoding.readings import Reader
-from samba_asr.decoding.scorers import PieceScorer, TokenScorer
+from samba_asr.decoding.scorers import TokenScorer
 from samba_asr.decoding.spelling import SpellingTree, spelling_tree
 from samba_asr.decoding.timing import Timing
 from samba_asr.model.decoder import Decoder, DecoderState
@@ -45,9 +45,9 @@ def joint_beam(
     their scores. All recordings are searched at once; each one's texts are those that it has alone.
 
     A text's score is ctc_weight * CTC + (1 - ctc_weight) * decoder + lm_weight * language model + length_bonus * pieces
-    + what the piece scorers say, all as natural logarithms of its probability, its end included; CTC's choice among
-    pieces, given that one is said, is raised to the power spelling_weight. Where the text can be read as tokens in
-    several ways, decoder and language model count their sum over these.
+    (the search's and the advisers') + what the piece scorers say, all as natural logarithms of its probability, its end
+    included; CTC's choice among pieces, given that one is said, is raised to the power spelling_weight. Where the text
+    can be read as tokens in several ways, decoder and language model count their sum over these.
 
     recordings: CTC's log-probabilities of each, (states, vocab_size). state: where texts start, from
     :meth:`Decoder.read_memory`, one for each recording. margin: as in :func:`ctc_prefix_beam`, but see SOFT_START;
@@ -64,7 +64,7 @@ def joint_beam(
         softened = _softened(log_probs, config.spelling_weight)
         starting = margin * min(1.0, SOFT_START * config.spelling_weight)
         search = PrefixBeam(softened, config.beam_size, starting)
-        weigher = _Weigher(search, reader, config, share, advisers.piece_scorers)
+        weigher = _Weigher(search, reader, config, share, advisers)
         searches.append(_texts(search, reader, weigher, config, margin))
     return run_together(searches, pool)
 
@@ -103,6 +103,7 @@ def _texts(
     if reader and (unread := reader.unread(search.beam, ending=True)):
         reader.learn(unread, (yield reader.asked(unread, len(search.steps))))
     found = sorted(((weigher.final(key, paths), key) for key, paths in search.beam.items()), reverse=True)
+    weigher.keep(set())  # the pool's places are for others now
     return [Hypothesis(search.text(key), score + config.ctc_weight * search.log_scale) for score, key in found]
 
 
@@ -134,12 +135,12 @@ class _Weigher:
         reader: Reader | None,
         config: SearchConfig,
         share: float,
-        piece_scorers: Sequence[tuple[float, PieceScorer[Any]]],
+        advisers: Advisers,
     ) -> None:
         self._search, self._reader, self._share = search, reader, share
-        self._ctc_weight, self._length_bonus = config.ctc_weight, config.length_bonus
-        self._weights = [weight for weight, _ in piece_scorers]
-        self._scorers = [scorer for _, scorer in piece_scorers]
+        self._ctc_weight, self._length_bonus = config.ctc_weight, config.length_bonus + advisers.length_bonus
+        self._weights = [weight for weight, _ in advisers.piece_scorers]
+        self._scorers = [scorer for _, scorer in advisers.piece_scorers]
         # Of each prefix: what bonus and piece scorers give, and what these remember.
         self._given: dict[int, tuple[float, list[Any]]] = {
             search.ROOT: (0.0, [scorer.start() for scorer in self._scorers])

@@ -24,7 +24,8 @@ class Hypothesis(NamedTuple):
     tokens: tuple[int, ...]
     """Without special ones but the unknown."""
     log_prob: float
-    """Natural logarithm of its probability under CTC: the sum over the paths that the search kept."""
+    """Natural logarithm of its probability under CTC, the sum over the paths that the search kept; in joint search its
+    whole score."""
 
 
 class Paths(NamedTuple):

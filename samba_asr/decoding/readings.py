@@ -17,14 +17,12 @@ from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 MARGIN = 2.5
 """Nats below a text's best reading from which on another one is given up."""
-_LEAST = 1e-12
-"""Smallest share of all tokens that differences of sums tell from none."""
 
 
 class TokenPrefix:
     """Tokens: one after others. Once the decoder has read them, it knows what may follow."""
 
-    __slots__ = ("_sums", "ending", "log_probs", "mentioned", "parent", "piece", "place", "score", "token")
+    __slots__ = ("ending", "log_probs", "mentioned", "parent", "piece", "place", "score", "token")
 
     def __init__(self, token: int, parent: "TokenPrefix | None", score: float, piece: int, mentioned: int) -> None:
         """piece: its last one, mentioned: the state in which CTC first took that into account."""
@@ -33,7 +31,6 @@ class TokenPrefix:
         self.place = -1
         self.log_probs: NDArray[np.float64] | None = None
         self.ending = -math.inf
-        self._sums: NDArray[np.float64] | None = None
 
     @property
     def read(self) -> bool:
@@ -45,11 +42,15 @@ class TokenPrefix:
         self.log_probs, self.ending = log_probs, ending
 
     def share(self, first: int, end: int) -> float:
-        """Return the probability of the tokens from one place in the tree's order to another."""
-        if self._sums is None:
-            assert self.log_probs is not None
-            self._sums = np.concatenate([[0.0], np.cumsum(np.exp(self.log_probs))])
-        return float(self._sums[end] - self._sums[first])
+        """Return the natural logarithm of what the tokens from one place in the tree's order to another have together.
+
+        It is taken of these alone: with a language model they may be far below the others, where differences of sums
+        over all tokens would have lost them.
+        """
+        assert self.log_probs is not None
+        part = self.log_probs[first:end]
+        best = part.max()
+        return float(best + np.log(np.exp(part - best).sum()))
 
 
 Readings = dict[tuple[TokenPrefix, int], float]
@@ -90,8 +91,8 @@ class Reader:
             if child is None or prefix.log_probs is None:
                 continue
             node = self._tree.nodes[child]
-            if node.first < node.end and (share := prefix.share(node.first, node.end)) > _LEAST:
-                found[prefix, child] = prefix.score + math.log(share)
+            if node.first < node.end:
+                found[prefix, child] = prefix.score + prefix.share(node.first, node.end)
             if node.token is not None:
                 token = int(self._tree.order[node.token])
                 score = prefix.score + prefix.log_probs.item(node.token)

@@ -181,9 +181,12 @@ def paired_bootstrap(
     if not words.sum():
         raise ValueError("nothing was said in any utterance: there is nothing to compare")
     gained = np.array([one.errors - other.errors for one, other in zip(first, second, strict=True)])
-    drawn = np.random.default_rng(seed).multinomial(len(words), np.full(len(words), 1 / len(words)), resamples)
-    totals = drawn @ words
-    gains = (drawn @ gained)[totals > 0] / totals[totals > 0]
+    random = np.random.default_rng(seed)
+    sums = np.empty((resamples, 2), np.int64)
+    for row in sums:
+        drawn = random.integers(0, len(words), len(words))
+        row[:] = gained[drawn].sum(), words[drawn].sum()
+    gains = sums[sums[:, 1] > 0, 0] / sums[sums[:, 1] > 0, 1]
     low, high = np.percentile(gains, [2.5, 97.5])
     return float(gained.sum() / words.sum()), (float(low), float(high)), float((gains <= 0).mean())
 
