@@ -84,6 +84,23 @@ def test_reports_side_by_side(compare, tmp_path, capsys):
     assert all(row[3] == "0.00" for row in rows[3:])
 
 
+def test_other_orders_and_recordings_that_come_twice(compare, tmp_path, capsys):
+    before = report(tmp_path / "before", {"clean": [1, 5, 2]})
+    after = report(tmp_path / "after", {"clean": [5, 2, 1]})
+    path = tmp_path / "after" / "utterances.jsonl"
+    lines = (tmp_path / "before" / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(lines[::-1]), encoding="utf-8")
+    assert compare.main([before, after]) == 0
+    assert "| clean | 26.67 | 26.67 | 0.00 | [0.00, 0.00] |" in capsys.readouterr().out
+    for folder in ("before", "after"):
+        (tmp_path / folder / "utterances.jsonl").write_text("\n".join([*lines, lines[1]]), encoding="utf-8")
+    assert compare.main([before, after]) == 0
+    assert "| clean | 32.50 | 32.50 |" in capsys.readouterr().out
+    path.write_bytes(b"\xff\xfe\n")
+    assert compare.main([before, after]) == 2
+    assert f"{path}, line 1: not evaluate.py's" in capsys.readouterr().err
+
+
 def test_what_cannot_be_compared(compare, tmp_path, capsys):
     before = report(tmp_path / "before", {"clean": [1, 2]})
     cases = {

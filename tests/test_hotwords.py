@@ -178,6 +178,31 @@ def test_lists_that_cannot_be_read(source, message):
         read_hotwords(source)
 
 
+def test_what_it_hopes_for():
+    """The pieces that go on with a hotword that has begun, and none before."""
+    pieces = ["", " n", "e", "w", "ew", " y", "or", "k", "o", " nu", "t", " new", "ork", "s"]
+    hotwords = Hotwords({"new york": 1.0, "newt": 1.0, "nut": 1.0}, pieces)
+
+    def hoped(*said):
+        state = hotwords.start()
+        for piece in said:
+            _, state = hotwords.score(state, pieces.index(piece))
+        return {pieces[piece] for piece in hotwords.hoped(state)}
+
+    assert hoped() == set()
+    assert hoped(" n") == {"e", "ew"}
+    assert hoped(" nu") == {"t"}
+    assert hoped(" n", "ew") == {" y", "t"}
+    assert hoped(" new", " y") == {"or", "ork", "o"}
+    assert hoped(" n", "or") == set()
+    assert hoped(" new", " y", "ork") == set()
+    both = Hotwords({"new york": 1.0, "york": 1.0, "yore": 1.0}, pieces)
+    _, state = both.score(both.score(both.start(), pieces.index(" new"))[1], pieces.index(" y"))
+    assert len(state.begun) == 2
+    _, state = both.score(state, pieces.index("or"))
+    assert {pieces[piece] for piece in both.hoped(state)} == {"k", "e"}
+
+
 def test_files_that_cannot_be_read(tmp_path):
     for source in (tmp_path / "names", str(tmp_path / "names"), "names.txt"):
         with pytest.raises(FileNotFoundError, match=re.escape(f"hotwords file {source} is no file")):

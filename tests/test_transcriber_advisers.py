@@ -8,6 +8,9 @@ import torch
 from samba_asr.audio.load import load_audio
 from samba_asr.config import LanguageModelConfig, MixerConfig
 from samba_asr.decoding import stretches
+from samba_asr.decoding.advisers import NOBODY
+from samba_asr.decoding.prefix_beam import Hypothesis
+from samba_asr.decoding.stretches import Found
 from samba_asr.model.language_model import LanguageModel
 from samba_asr.model.language_model_checkpoint import save_language_model
 from samba_asr.text.tokenizer import Tokenizer
@@ -59,6 +62,25 @@ def test_texts_of_stretches_are_joined(joint, waveform, monkeypatch):
     assert len(found.n_best) == 3 and len({len(each.text) for each in found.n_best}) > 1
 
 
+def test_spellings_of_one_text_count_once(joint):
+    """Of twelve stretches each, two spellings and another text far behind: five texts, not one."""
+    ids = {text: i for i, text in enumerate(joint._pieces)}
+    word = [ids[" "], ids["a"]] if " a" not in ids else [ids[" a"]]
+    spellings = [tuple(word), (ids[" "], ids["a"])] if (ids.get(" "), ids["a"]) != tuple(word) else [tuple(word)]
+    other = (ids[" "], ids["e"])
+    texts = tuple(
+        Hypothesis(tokens, score)
+        for tokens, score in [*((s, -0.1 * i) for i, s in enumerate(spellings)), (other, -3.0)]
+    )
+    stretches = [Found(i, i + 1, list(texts[0].tokens), texts) for i in range(12)]
+    found = joint._n_best(stretches, 5)
+    assert found[0].text == " ".join(["a"] * 12) and found[0].score == 0.0
+    assert len({each.text for each in found}) == 5
+    assert [each.score for each in found[1:]] == [-3.0] * 4
+    endless = Hypothesis(other, float("-inf"))
+    assert [e.text for e in joint._n_best([Found(0, 1, [], (texts[0], endless))], 3)] == ["a"]
+
+
 def test_silence_has_no_other_texts(joint):
     assert joint.transcribe(torch.zeros(8000).numpy(), n_best=3).n_best == ()
 
@@ -92,6 +114,18 @@ def test_hotwords_are_heard_where_they_are_said(clips, tmp_path):
     assert transcriber.transcribe(path, hotwords={"simmer": 2.0}).text == found
     assert transcriber.transcribe(path, hotwords=["nadezhda"]).text == plain
     assert loaded.transcribe(path, hotwords={}).text == plain
+
+
+def test_boosts_and_weights_of_nothing(joint, tiny_checkpoint, lm_folder):
+    loaded = Transcriber.load(tiny_checkpoint, search="joint", lm=lm_folder, lm_weight=0.25, hotwords="apostle")
+    advisers = loaded.advisers()
+    assert advisers is loaded.advisers() and advisers.language_model is loaded.lm
+    assert [weight for weight, _ in advisers.piece_scorers] == [loaded.search.hotword_boost]
+    assert advisers.length_bonus == pytest.approx(0.25 * loaded.search.lm_length_bonus) != 0
+    loaded.search = dataclasses.replace(loaded.search, hotword_boost=1.5)
+    assert [weight for weight, _ in loaded.advisers().piece_scorers] == [1.5]
+    loaded.search = dataclasses.replace(loaded.search, hotword_boost=0.0, lm_weight=0.0)
+    assert loaded.advisers() == joint.advisers() == NOBODY
 
 
 def test_a_language_model_has_a_say(joint, tiny_checkpoint, waveform, lm_folder):
