@@ -172,10 +172,10 @@ def test_places_in_the_pool_are_given_back(model, language_model, monkeypatch):
 
 
 class Hopeful(Bigrams):
-    """Scores nothing, and hopes for one piece after another."""
+    """Hopes for 5 after 4, and rewards it."""
 
     def score(self, state, piece):
-        return 0.0, piece
+        return 6.0 if (state, piece) == (4, 5) else 0.0, piece
 
     def end(self, state):
         return 0.0
@@ -184,37 +184,39 @@ class Hopeful(Bigrams):
         return [5, 5] if state == 4 else []
 
 
+HOPING = Advisers(None, [(1.0, Hopeful())])
+
+
 @torch.no_grad()
 def test_hoped_pieces_start_where_no_other_may(model):
-    """CTC hears 4, and then 6 where 5 is 7 nats behind: beyond the margin, but hoped for, once."""
+    """CTC hears 4, and then 6 where 5 is 7 nats behind: beyond the margin, but hoped for."""
     log_probs = np.full((4, 7), -30.0)
     log_probs[0, 4] = log_probs[1, BLANK_ID] = log_probs[2, 6] = log_probs[3, BLANK_ID] = 0.0
     log_probs[2, 5] = -7.0
     settings = {"beam_size": 8, "ctc_weight": 1.0, "margin": 5.0, "tree": tree_of(model)}
     _, state = random_case(model, 4, 0)
     plain = search_one(log_probs, model.decoder, state, **settings)
-    hoped = search_one(log_probs, model.decoder, state, advisers=Advisers(None, [(1.0, Hopeful())]), **settings)
+    hoped = search_one(log_probs, model.decoder, state, advisers=HOPING, **settings)
     assert [h.tokens for h in plain] == [(4, 6)]
-    settings["margin"] = 20.0
-    wide = search_one(log_probs, model.decoder, state, advisers=Advisers(None, [(1.0, Hopeful())]), **settings)
-    assert hoped[0] == plain[0] and (4, 5) in {h.tokens for h in wide}
-    (found,) = (h for h in wide if h.tokens == (4, 5))
-    assert found.log_prob == pytest.approx(-7.0, abs=1e-6)  # once, though it is hoped for twice
+    assert [h.tokens for h in hoped] == [(4, 6), (4, 5)]
+    assert hoped[1].log_prob == pytest.approx(-1.0, abs=1e-6)  # counted once, though it is hoped for twice
+    log_probs[2, 5] = -9.5
+    assert [h.tokens for h in search_one(log_probs, model.decoder, state, advisers=HOPING, **settings)] == [(4, 6)]
 
 
 @torch.no_grad()
 def test_what_is_hoped_for_is_read_before(model):
     """A prefix that only a hoped piece lengthens is one that the decoder has to read."""
-    log_probs = np.full((5, 7), -30.0)
-    log_probs[0, 4] = log_probs[1, 4] = log_probs[3, BLANK_ID] = log_probs[4, BLANK_ID] = 0.0
-    log_probs[2, 4], log_probs[2, 5] = -0.001, -7.0  # 4 repeats itself: no piece starts but the one hoped for
-    _, state = random_case(model, 5, 0)
-    settings = {"beam_size": 8, "ctc_weight": 0.5, "margin": 60.0, "tree": tree_of(model)}
-    found = search_one(log_probs, model.decoder, state, advisers=Advisers(None, [(1.0, Hopeful())]), **settings)
-    exact = search_one(log_probs, model.decoder, state, **{**settings, "margin": math.inf})
-    assert {h.tokens: h.log_prob for h in exact}[4, 5] == pytest.approx(
-        {h.tokens: h.log_prob for h in found}[4, 5], abs=1e-6
-    )
+    log_probs = np.full((4, 7), -30.0)
+    log_probs[0, 4] = log_probs[3, BLANK_ID] = 0.0
+    log_probs[1, 4] = log_probs[2, 4] = -0.001  # 4 repeats itself: no piece starts but the one hoped for
+    log_probs[2, 5] = -7.0
+    _, state = random_case(model, 4, 0)
+    settings = {"beam_size": 8, "ctc_weight": 0.8, "advisers": HOPING, "tree": tree_of(model)}
+    found = search_one(log_probs, model.decoder, state, margin=6.5, **settings)
+    exact = search_one(log_probs, model.decoder, state, margin=math.inf, **settings)
+    assert found[0].tokens == exact[0].tokens == (4, 5)
+    assert found[0].log_prob == pytest.approx(exact[0].log_prob, abs=1e-6)
 
 
 @torch.no_grad()
