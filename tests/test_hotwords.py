@@ -192,7 +192,7 @@ def test_what_it_hopes_for():
     assert hoped() == hoped(" ") == set()
     assert hoped(" n") == {"e", "ew"}
     assert hoped(" nu") == {"t"}
-    assert hoped(" n", "ew") == {" y", "t"}
+    assert hoped(" n", "ew") == {" ", " y", "t"}
     assert hoped(" new", " y") == {"or", "ork", "o"}
     assert hoped(" n", "or") == set()
     assert hoped(" new", " y", "ork") == set()

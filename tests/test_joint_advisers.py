@@ -211,6 +211,7 @@ def test_what_is_hoped_for_is_read_before(model):
     log_probs[0, 4] = log_probs[3, BLANK_ID] = 0.0
     log_probs[1, 4] = log_probs[2, 4] = -0.001  # 4 repeats itself: no piece starts but the one hoped for
     log_probs[2, 5] = -7.0
+    log_probs[1, BLANK_ID] = -math.inf
     _, state = random_case(model, 4, 0)
     settings = {"beam_size": 8, "ctc_weight": 0.8, "advisers": HOPING, "tree": tree_of(model)}
     found = search_one(log_probs, model.decoder, state, margin=6.5, **settings)
