@@ -150,7 +150,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     texts = [normalize_for_training(utterance.text).split() for utterance in utterances]
     hotwords = choose_hotwords(texts, frequent, options.distractors)
     boosts = [0.0, *(options.boosts or [transcriber.search.hotword_boost])]
-    results = {boost: measure(transcriber, utterances, hotwords, boost) for boost in boosts}
+    try:
+        results = {boost: measure(transcriber, utterances, hotwords, boost) for boost in boosts}
+    except (OSError, ValueError) as error:
+        print(f"hotwords.py: error: {error}", file=sys.stderr)
+        return 2
     print(f"{transcriber.name}, beam of {transcriber.search.beam_size}\n\n{table(results)}")
     return 0
 

@@ -191,8 +191,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--length-bonus",
         type=float,
         metavar="B",
-        help="rescoring, joint: added for each piece; raise it with --lm-weight, or words go missing (default: the "
-        "model's)",
+        help="rescoring, joint: added for each piece: more of it, and fewer words go missing (default: the model's)",
     )
     group.add_argument(
         "--nbest",

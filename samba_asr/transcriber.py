@@ -72,13 +72,14 @@ class Transcriber:
         spelling_weight: float | None = None,
         lm: str | Path | None = None,
         lm_weight: float | None = None,
+        lm_length_bonus: float | None = None,
         hotwords: Hotwords | None = None,
         hotword_boost: float | None = None,
     ) -> "Transcriber":
         """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
 
-        search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, hotword_boost: instead of the
-        checkpoint's (see :class:`SearchConfig`). lm: a language model, see
+        search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, lm_length_bonus, hotword_boost:
+        instead of the checkpoint's (see :class:`SearchConfig`). lm: a language model, see
         :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. Raises FileNotFoundError where
         there is no such model or file, ValueError for a broken one, a device that this machine lacks, or a setting
         of the search that cannot be; RuntimeError where a library for the language model is not installed.
@@ -92,6 +93,7 @@ class Transcriber:
             "length_bonus": length_bonus,
             "spelling_weight": spelling_weight,
             "lm_weight": lm_weight,
+            "lm_length_bonus": lm_length_bonus,
             "hotword_boost": hotword_boost,
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}

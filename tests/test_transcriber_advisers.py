@@ -153,7 +153,7 @@ def test_an_n_gram_model_has_a_say(tiny_checkpoint, waveform, joint, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"lm": "nowhere"}, FileNotFoundError, "language model nowhere is neither a folder of recipes/language_model"),
+        ({"lm": "nowhere"}, FileNotFoundError, "language model nowhere is neither a folder nor a file"),
         ({"hotwords": "no/where"}, FileNotFoundError, "hotwords file no/where is no file"),
         ({"hotwords": "żółw"}, ValueError, r"hotword 'żółw' has the character 'ż|hotword 'żółw' has"),
         ({"hotwords": "gospel", "search": "ctc"}, ValueError, r"search \('ctc'\) must be 'joint'"),

@@ -76,6 +76,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--lm-weight", type=float, metavar="W", help="joint: what the language model counts (the checkpoint's)"
     )
     parser.add_argument(
+        "--lm-length-bonus",
+        type=float,
+        metavar="B",
+        help="joint: added for each piece, times --lm-weight, where there is a language model (the checkpoint's)",
+    )
+    parser.add_argument(
         "--hotwords", metavar="WORDS", help='joint: words to favour, "Nadezhda,Kubernetes:2", or a file with one a line'
     )
     parser.add_argument(
@@ -200,7 +206,11 @@ def search_setting(search: SearchConfig, options: argparse.Namespace) -> str:
         settings = f"{search.beam_size} texts, CTC weight {search.ctc_weight}, length bonus {search.length_bonus}"
         if search.search == "joint":
             settings += f", spelling weight {search.spelling_weight}"
-            settings += f", language model {options.lm}, weight {search.lm_weight}" if options.lm else ""
+            settings += (
+                f", language model {options.lm}, weight {search.lm_weight}, bonus {search.lm_length_bonus}"
+                if options.lm
+                else ""
+            )
             settings += f", hotwords {options.hotwords}, boost {search.hotword_boost}" if options.hotwords else ""
         return f"{search.search}, {settings}"
     return search.search
@@ -247,6 +257,7 @@ def run(arguments: Sequence[str]) -> int:
             spelling_weight=options.spelling_weight,
             lm=options.lm,
             lm_weight=options.lm_weight,
+            lm_length_bonus=options.lm_length_bonus,
             hotwords=options.hotwords,
             hotword_boost=options.hotword_boost,
         )

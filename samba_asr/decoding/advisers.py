@@ -40,7 +40,9 @@ def load_lm(
     path = Path(path).expanduser()
     if not path.is_dir():
         if not path.exists():
-            raise FileNotFoundError(f"language model {path} is neither a folder of recipes/language_model nor a file")
+            raise FileNotFoundError(
+                f"language model {path} is neither a folder nor a file; recipes/language_model makes one"
+            )
         return NGram.load(path, pieces)
     model, its = load_language_model(path, device)
     if its.model_proto != tokenizer.model_proto:
