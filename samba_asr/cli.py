@@ -16,6 +16,7 @@ from samba_asr.job import Form, transcribe_one
 from samba_asr.model.pretrained import MODEL_VARIABLE, PRETRAINED, pretrained_models, resolve_model
 from samba_asr.outputs import Outputs, make_writable, output_paths
 from samba_asr.recordings import STDIN, SUFFIXES, Recording, find_recordings, may_be_several
+from samba_asr.search_options import add_search_options, search_settings
 from samba_asr.subtitles import LINE, LONGEST
 from samba_asr.writers import LINEWISE, WRITERS
 
@@ -154,45 +155,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         help="ctc: the encoder alone; autoregressive: the decoder, piece by piece; rescoring: the decoder chooses "
         "among the encoder's best texts; joint: both weigh every piece on the way (default: the model's)",
     )
-    group.add_argument(
-        "--beam-size",
-        type=int,
-        metavar="N",
-        help="rescoring: texts that the decoder chooses from; joint: texts kept on the way (default: the model's)",
-    )
-    group.add_argument(
-        "--ctc-weight",
-        type=float,
-        metavar="W",
-        help="rescoring, joint: what the encoder's word counts, 0 to 1; the decoder has the rest (the model's)",
-    )
-    group.add_argument(
-        "--hotwords",
-        metavar="WORDS",
-        help='joint: names and jargon to favour, as "Nadezhda,Kubernetes:2" (a weight may follow) or a file with one a '
-        "line; a wider beam (--beam-size 12) finds more of them",
-    )
-    group.add_argument(
-        "--hotword-boost",
-        type=float,
-        metavar="B",
-        help="joint: what each letter of a hotword adds, times its weight (default: the model's)",
-    )
-    group.add_argument(
-        "--lm",
-        metavar="MODEL",
-        help="joint: a language model that weighs words too: a folder of recipes/language_model, or an n-gram file "
-        "(ARPA or KenLM's binary; pip install 'samba-asr[ngram]')",
-    )
-    group.add_argument(
-        "--lm-weight", type=float, metavar="W", help="joint: what the language model counts (default: the model's)"
-    )
-    group.add_argument(
-        "--length-bonus",
-        type=float,
-        metavar="B",
-        help="rescoring, joint: added for each piece: more of it, and fewer words go missing (default: the model's)",
-    )
+    add_search_options(group)
     group.add_argument(
         "--nbest",
         type=_positive,
@@ -296,13 +259,7 @@ def _loaded(model: Path, arguments: argparse.Namespace) -> "Transcriber":
         model,
         arguments.device,
         arguments.search,
-        beam_size=arguments.beam_size,
-        ctc_weight=arguments.ctc_weight,
-        length_bonus=arguments.length_bonus,
-        lm=arguments.lm,
-        lm_weight=arguments.lm_weight,
-        hotwords=arguments.hotwords,
-        hotword_boost=arguments.hotword_boost,
+        **search_settings(arguments),
     )
     transcriber.check(arguments.nbest)
     if arguments.verbose:

@@ -27,6 +27,7 @@ try:
     from samba_asr.evaluation.arguments import natural_int, positive_int
     from samba_asr.evaluation.report import SetResult, combine, summary_line, write_report
     from samba_asr.evaluation.wer import ScoredUtterance
+    from samba_asr.search_options import add_search_options, search_settings
     from samba_asr.training.manifest import Utterance, read_manifest
     from samba_asr.transcriber import Transcriber
     from samba_asr.transcript import Transcript
@@ -48,45 +49,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         choices=get_args(Search),
         help="how to search, once or in several ways (the checkpoint's)",
     )
-    parser.add_argument(
-        "--beam-size",
-        type=int,
-        metavar="N",
-        help="rescoring: texts to choose from; joint: texts kept (the checkpoint's)",
-    )
-    parser.add_argument(
-        "--ctc-weight",
-        type=float,
-        metavar="W",
-        help="rescoring, joint: the CTC head's share, 0 to 1 (the checkpoint's)",
-    )
-    parser.add_argument(
-        "--length-bonus", type=float, metavar="B", help="rescoring, joint: added for each token (the checkpoint's)"
-    )
-    parser.add_argument(
-        "--spelling-weight",
-        type=float,
-        metavar="P",
-        help="joint: power of CTC's choice among pieces (the checkpoint's)",
-    )
-    parser.add_argument(
-        "--lm", metavar="MODEL", help="joint: folder of a language model, or an n-gram file (ARPA or KenLM's binary)"
-    )
-    parser.add_argument(
-        "--lm-weight", type=float, metavar="W", help="joint: what the language model counts (the checkpoint's)"
-    )
-    parser.add_argument(
-        "--lm-length-bonus",
-        type=float,
-        metavar="B",
-        help="joint: added for each piece, times --lm-weight, where there is a language model (the checkpoint's)",
-    )
-    parser.add_argument(
-        "--hotwords", metavar="WORDS", help='joint: words to favour, "Nadezhda,Kubernetes:2", or a file with one a line'
-    )
-    parser.add_argument(
-        "--hotword-boost", type=float, metavar="B", help="joint: added for each of their letters (the checkpoint's)"
-    )
+    add_search_options(parser)
     parser.add_argument(
         "--batch-seconds", type=positive_int, default=60, metavar="S", help="audio in a batch, padding included (60)"
     )
@@ -251,15 +214,7 @@ def run(arguments: Sequence[str]) -> int:
             options.model,
             options.device,
             options.search[0] if options.search else None,
-            beam_size=options.beam_size,
-            ctc_weight=options.ctc_weight,
-            length_bonus=options.length_bonus,
-            spelling_weight=options.spelling_weight,
-            lm=options.lm,
-            lm_weight=options.lm_weight,
-            lm_length_bonus=options.lm_length_bonus,
-            hotwords=options.hotwords,
-            hotword_boost=options.hotword_boost,
+            **search_settings(options),
         )
         searches = list(dict.fromkeys(options.search or [transcriber.search.search]))
         for search in searches:  # a search that does not go with the other options shows before the work
