@@ -19,6 +19,7 @@ from samba_asr.decoding.ngram import NGram
 from samba_asr.decoding.search import check_advisers, search_stretches
 from samba_asr.decoding.stretches import Found
 from samba_asr.decoding.words import confidence, place_pieces, place_words, word_times
+from samba_asr.long_form import Cutter, joined
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.language_model import LanguageModel
@@ -29,12 +30,16 @@ from samba_asr.transcript import Alternative, Transcript, Word
 Hotwords = str | Path | Mapping[str, float] | Sequence[str]
 """A list such as "Nadezhda,Kubernetes:2", a file's path, or phrases, perhaps with their weights."""
 
+BATCH_SIZE = 8
+"""Spans of recordings at once: what is held in memory does not grow with the recording."""
+
 
 class Transcriber:
     """A recogniser with its tokenizer and search.
 
     ``search`` is the checkpoint's own where none is given; ``name`` is what transcripts call the model. ``lm`` and
-    ``hotwords`` (phrases with their weights) have a say in joint search.
+    ``hotwords`` (phrases with their weights) have a say in joint search. ``vad`` says which recordings are cut into
+    spans (see :class:`Cutter`), ``batch_size`` how many spans are transcribed at once.
     """
 
     def __init__(
@@ -44,13 +49,19 @@ class Transcriber:
         search: SearchConfig | None = None,
         *,
         name: str = "samba-asr",
+        vad: bool | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size ({batch_size}) must be positive")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.search = search or model.config.search
         self.words = model.config.words
         self.name = name
         self.sample_rate = model.config.features.sample_rate
+        self.cutter = Cutter(vad, self.sample_rate)
+        self.batch_size = batch_size
         self.seconds_per_frame = model.config.features.hop_length / self.sample_rate
         self.lm: LanguageModel | NGram | None = None
         self.hotwords: Mapping[str, float] = {}
@@ -72,14 +83,18 @@ class Transcriber:
         lm_weight: float | None = None,
         hotwords: Hotwords | None = None,
         hotword_boost: float | None = None,
+        vad: bool | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> "Transcriber":
         """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
 
         search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, hotword_boost: instead of the
         checkpoint's (see :class:`SearchConfig`). lm: a language model, see
-        :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. Raises FileNotFoundError where
-        there is no such model or file, ValueError for a broken one, a device that this machine lacks, or a setting
-        of the search that cannot be; RuntimeError where a library for the language model is not installed.
+        :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. vad: True to transcribe
+        only where somebody speaks, False to take each recording in one piece; without, recordings of more than 30 s are
+        cut. batch_size: spans at once. Raises FileNotFoundError where there is no such model or file, ValueError for a
+        broken one, a device that this machine lacks, or a setting that cannot be; RuntimeError where a library for the
+        language model or voice activity is not installed.
         """
         folder = resolve_model(model)
         recogniser, tokenizer = load_checkpoint(folder, device=_usable_device(device))
@@ -94,7 +109,8 @@ class Transcriber:
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(recogniser.config.search, **changes)
-        transcriber = cls(recogniser, tokenizer, config, name=folder.resolve().name)
+        name = folder.resolve().name
+        transcriber = cls(recogniser, tokenizer, config, name=name, vad=vad, batch_size=batch_size)
         if lm is not None:
             transcriber.lm = load_lm(lm, tokenizer, transcriber._pieces, device)
         if hotwords is not None:
@@ -128,7 +144,8 @@ class Transcriber:
     def transcribe_batch(
         self, waveforms: Sequence[np.ndarray], *, hotwords: Hotwords | None = None, n_best: int = 1
     ) -> list[Transcript]:
-        """Transcribe waveforms at once; each transcript is the one that :meth:`transcribe` gives.
+        """Transcribe waveforms at once, or as many spans of them as make a batch; each transcript is the one that
+        :meth:`transcribe` gives.
 
         Where every sample is zero, or there is none, the text is empty: no model is asked what it makes of nothing.
         """
@@ -136,10 +153,18 @@ class Transcriber:
             return self._with_hotwords(_weights(hotwords)).transcribe_batch(waveforms, n_best=n_best)
         self.check(n_best)
         arrays = [_checked(waveform) for waveform in waveforms]
-        sounding = [array for array in arrays if array.any()]
-        heard = iter(self._heard(sounding, n_best) if sounding else [])
+        spans = [self.cutter.spans(array) for array in arrays]
+        pieces = [array[start:end] for array, of_one in zip(arrays, spans, strict=True) for start, end in of_one]
+        heard = iter(self._heard_in_batches(pieces, max(self.batch_size, len(arrays)), n_best))
         return [
-            next(heard) if array.any() else Transcript("", len(array) / self.sample_rate, self.name) for array in arrays
+            joined(
+                [next(heard) for _ in of_one],
+                [start / self.sample_rate for start, _ in of_one],
+                len(array) / self.sample_rate,
+                self.name,
+                n_best,
+            )
+            for array, of_one in zip(arrays, spans, strict=True)
         ]
 
     @torch.inference_mode()
@@ -158,6 +183,15 @@ class Transcriber:
         other = copy.copy(self)
         other.hotwords = hotwords
         return other
+
+    def _heard_in_batches(self, pieces: Sequence[np.ndarray], size: int, n_best: int) -> list[Transcript]:
+        """Transcribe pieces of about one length at once: little of a batch is padding."""
+        order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))  # memory that fits the first batch fits all
+        heard: dict[int, Transcript] = {}
+        for first in range(0, len(order), size):
+            batch = order[first : first + size]
+            heard.update(zip(batch, self._heard([pieces[i] for i in batch], n_best), strict=True))
+        return [heard[i] for i in range(len(pieces))]
 
     @torch.inference_mode()
     def _heard(self, arrays: Sequence[np.ndarray], n_best: int) -> list[Transcript]:
@@ -187,8 +221,8 @@ class Transcriber:
         if count == 1:
             return ()
         texts: dict[str, float] = {}
-        for hypothesis in join_n_best([found.n_best for found in stretches], count * self.search.beam_size):
-            texts.setdefault(" ".join(self.tokenizer.decode(hypothesis.tokens).split()), hypothesis.log_prob)
+        for tokens, log_prob in join_n_best([found.n_best for found in stretches], count * self.search.beam_size):
+            texts.setdefault(" ".join(self.tokenizer.decode(tokens).split()), log_prob)
         return tuple(Alternative(text, score) for text, score in list(texts.items())[:count])
 
     def _words(
@@ -226,7 +260,7 @@ def _checked(waveform: np.ndarray) -> np.ndarray:
     if not np.issubdtype(waveform.dtype, np.floating):
         raise ValueError(f"a waveform of type {waveform.dtype} must be floats in [-1, 1]; divide int16 by 32768")
     samples = np.ascontiguousarray(waveform, dtype=np.float32)
-    if not np.isfinite(samples).all():
+    if samples.size and not np.isfinite([samples.min(), samples.max()]).all():  # a mask of an hour is 60 MB
         raise ValueError("a waveform holds NaN or infinite samples; numpy.nan_to_num(waveform) makes them finite")
     return samples
 

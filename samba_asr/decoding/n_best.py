@@ -2,22 +2,26 @@
 
 import heapq
 from collections.abc import Sequence
+from typing import TypeVar
 
-from samba_asr.decoding.prefix_beam import Hypothesis
+T = TypeVar("T")
+
+Scored = tuple[tuple[T, ...], float]
+"""A text, as its tokens or its words, and the natural logarithm of its probability; a Hypothesis is one."""
 
 
-def join_n_best(stretches: Sequence[Sequence[Hypothesis]], count: int) -> list[Hypothesis]:
+def join_n_best(stretches: Sequence[Sequence[Scored[T]]], count: int) -> list[Scored[T]]:
     """Return the ``count`` best ways to take one text of each stretch, joined, the best first; fewer where there are
     no more. Their scores are sums: stretches are searched by themselves.
 
     stretches: in order, each with at least one text; none give one empty text.
     """
-    joined = [Hypothesis((), 0.0)]
+    joined: list[Scored[T]] = [((), 0.0)]
     for texts in stretches:
         # What is not among the best so far cannot begin one of the best.
         joined = heapq.nlargest(
             count,
-            (Hypothesis(head.tokens + text.tokens, head.log_prob + text.log_prob) for head in joined for text in texts),
-            key=lambda text: text.log_prob,
+            ((head + text, before + log_prob) for head, before in joined for text, log_prob in texts),
+            key=lambda scored: scored[1],
         )
     return joined
