@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
+from samba_asr.audio.load import Waveform
 from samba_asr.audio.segments import Span, quiet_segments, speech_segments
 from samba_asr.audio.vad import SAMPLE_RATE, VoiceDetector, has_detector
 from samba_asr.decoding.n_best import join_n_best
@@ -36,12 +34,12 @@ class Cutter:
     def way(self) -> str:
         """How recordings are cut, in words."""
         if self.vad is False:
-            return "recordings in one piece"
+            return "in one piece"
         if self.detector is None:
-            return "no silero-vad: long recordings are cut at their quietest places"
-        return f"voice activity by silero-vad in {'all' if self.vad else 'long'} recordings"
+            return "cut at their quietest places (pip install silero-vad to find speech)"
+        return f"{'as all, ' if self.vad else ''}where silero-vad hears speech"
 
-    def spans(self, waveform: NDArray[np.float32]) -> list[Span]:
+    def spans(self, waveform: Waveform) -> list[Span]:
         """Return the spans of a recording, (samples,), in order; none of one in which nothing is heard."""
         if not waveform.any():
             return []

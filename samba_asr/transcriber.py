@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samba_asr.audio.load import load_audio
+from samba_asr.audio.load import StoredAudio, Waveform, open_audio
+from samba_asr.audio.segments import Span
 from samba_asr.config import Search, SearchConfig
 from samba_asr.decoding.advisers import advisers_of, load_lm
 from samba_asr.decoding.hotwords import read_hotwords
@@ -130,19 +131,20 @@ class Transcriber:
             raise ValueError(f"n_best ({n_best}) must not exceed beam_size ({self.search.beam_size}): widen the beam")
 
     def transcribe(
-        self, audio: str | Path | np.ndarray, *, hotwords: Hotwords | None = None, n_best: int = 1
+        self, audio: str | Path | np.ndarray | StoredAudio, *, hotwords: Hotwords | None = None, n_best: int = 1
     ) -> Transcript:
-        """Transcribe a file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz).
+        """Transcribe a file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz), or what
+        :func:`samba_asr.audio.load.open_audio` gives.
 
         hotwords: instead of the transcriber's own; n_best: with 2 or more the transcript holds so many texts, or as
         many as the beam has. Raises FileNotFoundError or AudioDecodeError for a file that gives no audio, ValueError
         for an array of another shape or type, and as :meth:`check`.
         """
-        waveform = load_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else audio
+        waveform = open_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else audio
         return self.transcribe_batch([waveform], hotwords=hotwords, n_best=n_best)[0]
 
     def transcribe_batch(
-        self, waveforms: Sequence[np.ndarray], *, hotwords: Hotwords | None = None, n_best: int = 1
+        self, waveforms: Sequence[np.ndarray | StoredAudio], *, hotwords: Hotwords | None = None, n_best: int = 1
     ) -> list[Transcript]:
         """Transcribe waveforms at once, or as many spans of them as make a batch; each transcript is the one that
         :meth:`transcribe` gives.
@@ -154,7 +156,7 @@ class Transcriber:
         self.check(n_best)
         arrays = [_checked(waveform) for waveform in waveforms]
         spans = [self.cutter.spans(array) for array in arrays]
-        pieces = [array[start:end] for array, of_one in zip(arrays, spans, strict=True) for start, end in of_one]
+        pieces = [(array, span) for array, of_one in zip(arrays, spans, strict=True) for span in of_one]
         heard = iter(self._heard_in_batches(pieces, max(self.batch_size, len(arrays)), n_best))
         return [
             joined(
@@ -173,7 +175,7 @@ class Transcriber:
 
         Raises ValueError as :meth:`transcribe`.
         """
-        waveforms, lengths = _padded([_checked(waveform)])
+        waveforms, lengths = _padded([_checked(waveform)[:]])
         device = next(self.model.parameters()).device
         features, _ = self.model.features(waveforms.to(device), lengths.to(device))
         frames: np.ndarray = features[0].cpu().numpy()
@@ -184,13 +186,14 @@ class Transcriber:
         other.hotwords = hotwords
         return other
 
-    def _heard_in_batches(self, pieces: Sequence[np.ndarray], size: int, n_best: int) -> list[Transcript]:
-        """Transcribe pieces of about one length at once: little of a batch is padding."""
-        order = sorted(range(len(pieces)), key=lambda i: -len(pieces[i]))  # memory that fits the first batch fits all
+    def _heard_in_batches(self, pieces: Sequence[tuple[Waveform, Span]], size: int, n_best: int) -> list[Transcript]:
+        """Transcribe pieces of about one length at once: little of a batch is padding. The longest come first: where
+        memory is short, that shows at once."""
+        order = sorted(range(len(pieces)), key=lambda i: pieces[i][1].start - pieces[i][1].end)
         heard: dict[int, Transcript] = {}
         for first in range(0, len(order), size):
             batch = order[first : first + size]
-            heard.update(zip(batch, self._heard([pieces[i] for i in batch], n_best), strict=True))
+            heard.update(zip(batch, self._heard([_read(*pieces[i]) for i in batch], n_best), strict=True))
         return [heard[i] for i in range(len(pieces))]
 
     @torch.inference_mode()
@@ -252,7 +255,13 @@ def _padded(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(waveforms), torch.tensor([len(array) for array in arrays])
 
 
-def _checked(waveform: np.ndarray) -> np.ndarray:
+def _read(waveform: Waveform, span: Span) -> np.ndarray:
+    return waveform[span.start : span.end]
+
+
+def _checked(waveform: np.ndarray | StoredAudio) -> Waveform:
+    if isinstance(waveform, StoredAudio):
+        return waveform  # checked as it was read
     if not isinstance(waveform, np.ndarray):
         raise ValueError(f"audio ({type(waveform).__name__}) must be a path or a numpy array of floats")
     if waveform.ndim != 1:

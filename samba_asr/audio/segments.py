@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from samba_asr.audio.vad import FRAME
+from samba_asr.audio.load import Waveform
+from samba_asr.audio.vad import BLOCK, FRAME
 
 LONGEST_SECONDS = 30.0
 """Of a segment."""
@@ -46,9 +47,9 @@ def speech_segments(voice: NDArray[np.floating], samples: int, longest: int) -> 
     return [Span(first * FRAME, min(end * FRAME, samples)) for first, end in joined]
 
 
-def quiet_segments(waveform: NDArray[np.float32], longest: int) -> list[Span]:
-    """Cut a whole recording, (samples,), into segments of ``longest`` samples at most, at its quietest places: without a
-    detector. Segments of zeros are left out."""
+def quiet_segments(waveform: Waveform, longest: int) -> list[Span]:
+    """Cut a whole recording, (samples,), into segments of ``longest`` samples at most, at its quietest places; this
+    needs no detector. Segments of zeros are left out."""
     levels = _around(_powers(waveform), SMOOTHED)
     parts = _cut(0, len(levels), levels, _frames(longest))
     segments = [Span(first * FRAME, min(end * FRAME, len(waveform))) for first, end in parts]
@@ -90,10 +91,11 @@ def _around(values: NDArray[np.generic], width: int) -> NDArray[np.float64]:
     return sums[width:] - sums[:-width]
 
 
-def _powers(waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return each frame's power: (frames,)."""
-    whole = len(waveform) // FRAME * FRAME
-    frames = waveform[:whole].reshape(-1, FRAME)
-    powers = np.einsum("fs,fs->f", frames, frames)
-    rest = waveform[whole:]
-    return np.append(powers, rest @ rest) if len(rest) else powers
+def _powers(waveform: Waveform) -> NDArray[np.float32]:
+    """Return each frame's power: (frames,); the last frame may be short."""
+    powers = [np.zeros(0, np.float32)]
+    for start in range(0, len(waveform), BLOCK):
+        block = waveform[start : start + BLOCK]
+        frames = np.pad(block, (0, -len(block) % FRAME)).reshape(-1, FRAME)
+        powers.append(np.einsum("fs,fs->f", frames, frames))
+    return np.concatenate(powers)

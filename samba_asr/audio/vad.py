@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from samba_asr.audio.load import Waveform
+
 FRAME = 512
 """Samples, 32 ms: the network says something of each."""
 SAMPLE_RATE = 16_000
 _CONTEXT = 64
 """Samples before a frame that the network hears with it."""
-_BLOCK = 1024
-"""Frames at a time, 33 s: memory does not grow with the recording."""
+BLOCK = 1024 * FRAME
+"""Samples at a time, 33 s: memory does not grow with the recording."""
 _BINS = 129
 _REFLECTED = 64
 """Samples added to a frame's end, for its last spectrum."""
@@ -68,14 +70,14 @@ class VoiceDetector(nn.Module):
         return self.final_conv(x.relu().unsqueeze(-1)).sigmoid().flatten(), state
 
     @torch.inference_mode()
-    def voice(self, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
+    def voice(self, waveform: Waveform) -> NDArray[np.float32]:
         """Return the probability of speech in each frame, (frames,); the last frame may be short.
 
         waveform: (samples,) float32 at 16 kHz.
         """
         state = None
         probabilities = [np.zeros(0, np.float32)]
-        for start in range(0, len(waveform), _BLOCK * FRAME):
+        for start in range(0, len(waveform), BLOCK):
             found, state = self(_frames(waveform, start), state)
             probabilities.append(found.numpy())
         return np.concatenate(probabilities)
@@ -93,9 +95,9 @@ def _weights() -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
-def _frames(waveform: NDArray[np.float32], start: int) -> Tensor:
+def _frames(waveform: Waveform, start: int) -> Tensor:
     """Return a block's frames, each after the samples before it, 0 outside the recording: (frames, 576)."""
-    block = waveform[max(start - _CONTEXT, 0) : start + _BLOCK * FRAME]
+    block = waveform[max(start - _CONTEXT, 0) : start + BLOCK]
     before = _CONTEXT if start == 0 else 0
     after = -(len(block) + before - _CONTEXT) % FRAME
     samples = torch.from_numpy(np.pad(block, (before, after)))
