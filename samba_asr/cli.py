@@ -152,7 +152,7 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
         "about 65 MB a minute with a tiny model (default: --vad where a recording lasts more than 30 s)",
     )
     group.add_argument(
-        "--batch-size", type=_positive, metavar="N", help="spans of recordings transcribed at once (default: 8)"
+        "--batch-size", type=_positive, metavar="N", help="spans of recordings transcribed at once (default: 4)"
     )
 
 

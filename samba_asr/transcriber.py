@@ -31,7 +31,7 @@ from samba_asr.transcript import Alternative, Transcript, Word
 Hotwords = str | Path | Mapping[str, float] | Sequence[str]
 """A list such as "Nadezhda,Kubernetes:2", a file's path, or phrases, perhaps with their weights."""
 
-BATCH_SIZE = 8
+BATCH_SIZE = 4
 """Spans of recordings at once: what is held in memory does not grow with the recording."""
 
 

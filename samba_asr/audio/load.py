@@ -51,8 +51,10 @@ class StoredAudio:
 
     def __getitem__(self, part: slice) -> NDArray[np.float32]:
         start, stop, step = part.indices(self._samples)
+        samples = np.empty(max(stop - start, 0), np.float32)
         self._file.seek(4 * start)
-        return np.frombuffer(self._file.read(4 * max(stop - start, 0)), np.float32)[::step]
+        self._file.readinto(samples)
+        return samples[::step]
 
     def any(self) -> bool:
         """Tell whether any sample is not zero."""
