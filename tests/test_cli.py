@@ -140,10 +140,11 @@ def test_what_joint_search_is_told_is_passed_on(paths, capsys, monkeypatch):
         "lm-weight": 0.125,
         "hotwords": "Nadezhda:2",
         "hotword-boost": 1.5,
+        "batch-size": 3,
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert main(["--search", "joint", *arguments, paths[0]]) == 2
-    assert given == {name.replace("-", "_"): value for name, value in options.items()} | {"search": "joint"}
+    assert given == {name.replace("-", "_"): value for name, value in options.items()} | {"search": "joint", "vad": None}
     assert capsys.readouterr().err == "samba-asr: error: enough\n"
 
 
@@ -546,7 +547,7 @@ def test_help_teaches(capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert r"\t, \n, \r and \\" in out
-    assert "MB a minute" in out
+    assert "memory does not grow with a recording's length" in out
     for word in (
         "examples",
         "SAMBA_ASR_MODEL",

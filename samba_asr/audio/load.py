@@ -53,7 +53,7 @@ class StoredAudio:
         start, stop, step = part.indices(self._samples)
         samples = np.empty(max(stop - start, 0), np.float32)
         self._file.seek(4 * start)
-        self._file.readinto(samples)
+        self._file.readinto(samples.data)
         return samples[::step]
 
     def any(self) -> bool:
