@@ -1,5 +1,6 @@
 """Recordings of any length: cut into spans that are transcribed one by one, and their transcripts joined again."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +12,14 @@ from samba_asr.transcript import Alternative, Transcript
 
 LONGEST_SECONDS = 30.0
 """Of a span, and of a recording that is not looked at by a detector unless that is asked for."""
+
+
+def forget_shapes() -> None:
+    """Keep oneDNN from holding memory for each length that it has met: some 25 MB, in a cache of 1024 primitives.
+
+    It reads this when it first works; who set it otherwise is left alone.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
 
 
 class Cutter:

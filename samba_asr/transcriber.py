@@ -20,7 +20,7 @@ from samba_asr.decoding.ngram import NGram
 from samba_asr.decoding.search import check_advisers, search_stretches
 from samba_asr.decoding.stretches import Found
 from samba_asr.decoding.words import confidence, place_pieces, place_words, word_times
-from samba_asr.long_form import Cutter, joined
+from samba_asr.long_form import Cutter, forget_shapes, joined
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.language_model import LanguageModel
@@ -61,6 +61,7 @@ class Transcriber:
         self.words = model.config.words
         self.name = name
         self.sample_rate = model.config.features.sample_rate
+        forget_shapes()
         self.cutter = Cutter(vad, self.sample_rate)
         self.batch_size = batch_size
         self.seconds_per_frame = model.config.features.hop_length / self.sample_rate

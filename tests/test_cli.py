@@ -144,7 +144,8 @@ def test_what_joint_search_is_told_is_passed_on(paths, capsys, monkeypatch):
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert main(["--search", "joint", *arguments, paths[0]]) == 2
-    assert given == {name.replace("-", "_"): value for name, value in options.items()} | {"search": "joint", "vad": None}
+    named = {name.replace("-", "_"): value for name, value in options.items()}
+    assert given == named | {"search": "joint", "vad": None}
     assert capsys.readouterr().err == "samba-asr: error: enough\n"
 
 

@@ -1,6 +1,7 @@
 """Recordings of any length: nothing lost or doubled where they are cut, times that are theirs, memory that stays."""
 
 import dataclasses
+import os
 import time
 import tracemalloc
 
@@ -254,3 +255,13 @@ def test_no_room_for_a_recording_says_where(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.SpooledTemporaryFile.write", full)
     with pytest.raises(MemoryError, match=r"no room.*No space left.*TMPDIR"):
         load_audio(tmp_path / "a.wav")
+
+
+def test_onednn_holds_no_memory_for_lengths_unless_told_to(tiny_checkpoint, monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.delenv(name, raising=False)
+    Transcriber.load(tiny_checkpoint)
+    assert os.environ[name] == "0"
+    monkeypatch.setenv(name, "7")
+    Transcriber.load(tiny_checkpoint)
+    assert os.environ[name] == "7"
