@@ -1,16 +1,21 @@
 """Speed and errors by the recording's length: the same utterances one by one and joined into longer recordings.
 
 python benchmarks/length.py --model runs/mine/checkpoint --manifest OUT/librispeech-dev-clean.jsonl --search rescoring
+python benchmarks/length.py --manifest OUT/librispeech-dev-clean.jsonl --vad --total 3600 --seconds 300 3600 --rounds 1
 
 Utterances that follow each other in the manifest are joined with 0.3 s of silence up to each length, so that every row
 of the table holds the same words. Times are medians over rounds that take the lengths in turn: whatever slows the
 machine slows all rows. Linear cost shows as the same time for a second of audio in every row; words that get lost or
-invented in long recordings show in the word error rates.
+invented in long recordings show in the word error rates. --vad: recordings of more than 30 s are cut where nobody
+speaks, as the command line does; without, each is one piece. Memory is the peak of a process of its own that
+transcribes a row's longest recording from a file.
 """
 
 import argparse
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +23,7 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import soundfile
 import torch
 
 from samba_asr.audio.load import load_audio
@@ -30,6 +36,16 @@ from samba_asr.transcriber import Transcriber
 
 PAUSE = 0.3
 """Seconds of silence between joined utterances."""
+PEAK = """
+import resource, sys, torch
+from samba_asr.transcriber import Transcriber
+path, model, device, search, vad, threads = sys.argv[1:]
+torch.set_num_threads(int(threads))
+Transcriber.load(model or None, device, search, vad=None if vad == "True" else False).transcribe(path)
+kilo = 1 if sys.platform == "darwin" else 1024
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo)
+"""
+"""A program that prints the bytes that transcribing a file needed at most."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +69,8 @@ class Row:
     """Seconds of each round."""
     texts: dict[str, list[str]] = field(default_factory=dict)
     """By search."""
+    memory: float = 0.0
+    """MiB."""
 
     @property
     def seconds(self) -> float:
@@ -122,31 +140,46 @@ def timed(run: Callable[[np.ndarray], object], recordings: Sequence[Recording]) 
     return time.perf_counter() - start
 
 
-def measure(transcriber: Transcriber, rows: Sequence[Row], rounds: int) -> None:
+def peak_memory(row: Row, options: argparse.Namespace, search: str) -> float:
+    """Return the MiB that a process needs to transcribe a row's longest recording, the model and PyTorch included."""
+    longest = max(row.recordings, key=lambda recording: len(recording.waveform))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "longest.wav"
+        soundfile.write(path, longest.waveform, row.sample_rate)
+        flags = [path, options.model or "", options.device, search, options.vad, torch.get_num_threads()]
+        done = subprocess.run([sys.executable, "-c", PEAK, *map(str, flags)], stdout=subprocess.PIPE, check=True)
+    return int(done.stdout) / 2**20
+
+
+def measure(transcriber: Transcriber, rows: Sequence[Row], options: argparse.Namespace) -> None:
     """Fill the rows: the texts of CTC and of the transcriber's search first, which also warms up, then the times."""
     own = transcriber.search
     for row in rows:
         for search in dict.fromkeys(("ctc", own.search)):
             transcriber.search = replace(own, search=search)
             row.texts[search] = [transcriber.transcribe(recording.waveform).text for recording in row.recordings]
+        row.memory = peak_memory(row, options, own.search)
         print(f"{row.name}: {len(row.recordings)} recordings, {row.seconds:.0f} s", file=sys.stderr)
-    for number in range(rounds):
+    for number in range(options.rounds):
         for row in rows:
-            row.encoder.append(timed(lambda waveform: encode(transcriber, waveform), row.recordings))
+            if not options.vad:
+                row.encoder.append(timed(lambda waveform: encode(transcriber, waveform), row.recordings))
             row.whole.append(timed(transcriber.transcribe, row.recordings))
-        print(f"round {number + 1} of {rounds} is timed", file=sys.stderr)
+        print(f"round {number + 1} of {options.rounds} is timed", file=sys.stderr)
 
 
 def table(rows: Sequence[Row], search: str) -> str:
     """Return the Markdown table."""
     searches = list(dict.fromkeys(("ctc", search)))
     names = ["recordings", "number", "mean, s", "encoder, ms/s", f"{search}, ms/s", *(f"WER {s}, %" for s in searches)]
+    names.append("memory, MiB")
     lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 1)]
     for row in rows:
-        times = (1000 * statistics.median(seconds) / row.seconds for seconds in (row.encoder, row.whole))
+        times = (seconds and 1000 * statistics.median(seconds) / row.seconds for seconds in (row.encoder, row.whole))
         cells = [row.name, len(row.recordings), f"{row.seconds / len(row.recordings):.1f}"]
-        cells += [f"{milliseconds:.2f}" for milliseconds in times]
-        lines.append("| " + " | ".join(map(str, [*cells, *(row.wer(s) for s in searches)])) + " |")
+        cells += [f"{milliseconds:.2f}" if milliseconds else "-" for milliseconds in times]
+        cells += [*(row.wer(s) for s in searches), f"{row.memory:.0f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
@@ -167,6 +200,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--search", choices=get_args(Search), help="beside ctc, and the one that is timed (the model's)"
     )
+    parser.add_argument("--vad", action="store_true", help="cut what is longer than 30 s; the encoder is not timed")
     parser.add_argument("--rounds", type=positive_int, default=3, metavar="N", help="times are medians over these (3)")
     parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
@@ -179,7 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        transcriber = Transcriber.load(options.model, options.device, search=options.search)
+        transcriber = Transcriber.load(
+            options.model, options.device, options.search, vad=None if options.vad else False
+        )
         rate = transcriber.sample_rate
         utterances = read_recordings(options.manifest, max(options.total, *options.seconds), rate)
     except (OSError, ValueError) as error:
@@ -187,11 +223,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     rows = [Row("one by one", utterances, rate)]
     rows += [Row(f"up to {seconds:g} s", joined(utterances, seconds, rate), rate) for seconds in options.seconds]
-    measure(transcriber, rows, options.rounds)
+    measure(transcriber, rows, options)
     print(table(rows, transcriber.search.search))
     print(
         f"\n{transcriber.name} on {options.device}, {torch.get_num_threads()} threads, median of {options.rounds} "
-        "rounds; ms/s: milliseconds of work for a second of audio, reading files left out."
+        f"rounds; ms/s: milliseconds of work for a second of audio, reading files left out; {transcriber.cutter.way}."
     )
     return 0
 

@@ -32,8 +32,8 @@ The words go to standard output, everything else to standard error. With several
 recordings, a folder or a pattern each line is the path, a tab and the words, in the
 order given; a path that holds a tab or a line break is written with \\t, \\n, \\r and \\\\.
 
-Each recording is held in memory as a whole, about 65 MB a minute with a tiny model:
-cut recordings of hours into pieces."""
+Of recordings longer than 30 s only what is spoken is transcribed, in spans of at most
+30 s, several at once: memory does not grow with a recording's length."""
 
 EPILOG = """\
 examples:
@@ -146,6 +146,15 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="MODEL", help="a checkpoint folder or a model's name (see below)")
     group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     group.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
+    group.add_argument(
+        "--vad",
+        action=argparse.BooleanOptionalAction,
+        help="find where somebody speaks, and transcribe that alone; --no-vad: each recording in one piece, which "
+        "takes 65 MB for a minute with a tiny model (default: --vad where a recording lasts more than 30 s)",
+    )
+    group.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="spans of recordings transcribed at once (default: 4)"
+    )
 
 
 def _add_search(group: argparse._ArgumentGroup) -> None:
@@ -251,7 +260,7 @@ def _left_to_do(
 def _loaded(model: Path, arguments: argparse.Namespace) -> "Transcriber":
     import torch  # takes two seconds: not before there is a model and something to do
 
-    from samba_asr.transcriber import Transcriber
+    from samba_asr.transcriber import BATCH_SIZE, Transcriber
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
@@ -260,11 +269,14 @@ def _loaded(model: Path, arguments: argparse.Namespace) -> "Transcriber":
         arguments.device,
         arguments.search,
         **search_settings(arguments),
+        vad=arguments.vad,
+        batch_size=arguments.batch_size or BATCH_SIZE,
     )
     transcriber.check(arguments.nbest)
     if arguments.verbose:
         search, threads = transcriber.search.search, torch.get_num_threads()
         say(f"model {transcriber.name}", f"{search} search on {arguments.device}, CPU threads: {threads}")
+        say("long recordings", transcriber.cutter.way)
     return transcriber
 
 

@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, NamedTuple
 
 from samba_asr.atomic import replacing
-from samba_asr.audio.load import load_audio
+from samba_asr.audio.load import open_audio
 from samba_asr.console import put, say
 from samba_asr.outputs import Outputs
 from samba_asr.recordings import Recording
@@ -65,7 +65,7 @@ def _heard(transcriber: "Transcriber", recording: Recording, form: Form) -> "Tra
     """Transcribe, and tell unless quiet what is odd about the recording."""
     with recording.opened() as path, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        waveform = load_audio(path, transcriber.sample_rate)
+        waveform = open_audio(path, transcriber.sample_rate)
         if not waveform.any():
             warnings.warn("is silent: every sample is zero", stacklevel=1)
         transcript = transcriber.transcribe(waveform, n_best=form.n_best)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samba_asr.audio.load import load_audio
+from samba_asr.audio.load import StoredAudio, Waveform, open_audio
+from samba_asr.audio.segments import Span
 from samba_asr.config import Search, SearchConfig
 from samba_asr.decoding.advisers import NOBODY, Advisers, advisers_of, load_lm
 from samba_asr.decoding.hotwords import read_hotwords
@@ -20,6 +21,7 @@ from samba_asr.decoding.ngram import NGram
 from samba_asr.decoding.search import check_advisers, search_stretches
 from samba_asr.decoding.stretches import Found
 from samba_asr.decoding.words import confidence, place_pieces, place_words, word_times
+from samba_asr.long_form import Cutter, forget_shapes, joined
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.language_model import LanguageModel
@@ -30,12 +32,16 @@ from samba_asr.transcript import Alternative, Transcript, Word
 Hotwords = str | Path | Mapping[str, float] | Sequence[str]
 """A list such as "Nadezhda,Kubernetes:2", a file's path, or phrases, perhaps with their weights."""
 
+BATCH_SIZE = 4
+"""Spans of recordings at once: what is held in memory does not grow with the recording."""
+
 
 class Transcriber:
     """A recogniser with its tokenizer and search.
 
     ``search`` is the checkpoint's own where none is given; ``name`` is what transcripts call the model. ``lm`` and
-    ``hotwords`` (phrases with their weights) have a say in joint search.
+    ``hotwords`` (phrases with their weights) have a say in joint search. ``vad`` says which recordings are cut into
+    spans (see :class:`Cutter`), ``batch_size`` how many spans are transcribed at once.
     """
 
     def __init__(
@@ -45,13 +51,20 @@ class Transcriber:
         search: SearchConfig | None = None,
         *,
         name: str = "samba-asr",
+        vad: bool | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size ({batch_size}) must be positive")
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.search = search or model.config.search
         self.words = model.config.words
         self.name = name
         self.sample_rate = model.config.features.sample_rate
+        forget_shapes()
+        self.cutter = Cutter(vad, self.sample_rate)
+        self.batch_size = batch_size
         self.seconds_per_frame = model.config.features.hop_length / self.sample_rate
         self.lm: LanguageModel | NGram | None = None
         self.hotwords: Mapping[str, float] = {}
@@ -75,14 +88,18 @@ class Transcriber:
         lm_length_bonus: float | None = None,
         hotwords: Hotwords | None = None,
         hotword_boost: float | None = None,
+        vad: bool | None = None,
+        batch_size: int = BATCH_SIZE,
     ) -> "Transcriber":
         """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
 
         search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, lm_length_bonus, hotword_boost:
         instead of the checkpoint's (see :class:`SearchConfig`). lm: a language model, see
-        :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. Raises FileNotFoundError where
-        there is no such model or file, ValueError for a broken one, a device that this machine lacks, or a setting
-        of the search that cannot be; RuntimeError where a library for the language model is not installed.
+        :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. vad: True to transcribe
+        only where somebody speaks, False to take each recording in one piece; without, recordings of more than 30 s are
+        cut. batch_size: spans at once. Raises FileNotFoundError where there is no such model or file, ValueError for a
+        broken one, a device that this machine lacks, or a setting that cannot be; RuntimeError where a library for the
+        language model or voice activity is not installed.
         """
         folder = resolve_model(model)
         recogniser, tokenizer = load_checkpoint(folder, device=_usable_device(device))
@@ -98,7 +115,8 @@ class Transcriber:
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(recogniser.config.search, **changes)
-        transcriber = cls(recogniser, tokenizer, config, name=folder.resolve().name)
+        name = folder.resolve().name
+        transcriber = cls(recogniser, tokenizer, config, name=name, vad=vad, batch_size=batch_size)
         if lm is not None:
             transcriber.lm = load_lm(lm, tokenizer, transcriber._pieces, device)
         if hotwords is not None:
@@ -125,21 +143,23 @@ class Transcriber:
         return self._advisers[1]
 
     def transcribe(
-        self, audio: str | Path | np.ndarray, *, hotwords: Hotwords | None = None, n_best: int = 1
+        self, audio: str | Path | np.ndarray | StoredAudio, *, hotwords: Hotwords | None = None, n_best: int = 1
     ) -> Transcript:
-        """Transcribe a file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz).
+        """Transcribe a file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz), or what
+        :func:`samba_asr.audio.load.open_audio` gives.
 
         hotwords: instead of the transcriber's own; n_best: with 2 or more the transcript holds so many texts, or as
         many as the beam has. Raises FileNotFoundError or AudioDecodeError for a file that gives no audio, ValueError
         for an array of another shape or type, and as :meth:`check`.
         """
-        waveform = load_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else audio
+        waveform = open_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else audio
         return self.transcribe_batch([waveform], hotwords=hotwords, n_best=n_best)[0]
 
     def transcribe_batch(
-        self, waveforms: Sequence[np.ndarray], *, hotwords: Hotwords | None = None, n_best: int = 1
+        self, waveforms: Sequence[np.ndarray | StoredAudio], *, hotwords: Hotwords | None = None, n_best: int = 1
     ) -> list[Transcript]:
-        """Transcribe waveforms at once; each transcript is the one that :meth:`transcribe` gives.
+        """Transcribe waveforms at once, or as many spans of them as make a batch; each transcript is the one that
+        :meth:`transcribe` gives.
 
         Where every sample is zero, or there is none, the text is empty: no model is asked what it makes of nothing.
         """
@@ -147,10 +167,18 @@ class Transcriber:
             return self._with_hotwords(_weights(hotwords)).transcribe_batch(waveforms, n_best=n_best)
         self.check(n_best)
         arrays = [_checked(waveform) for waveform in waveforms]
-        sounding = [array for array in arrays if array.any()]
-        heard = iter(self._heard(sounding, n_best) if sounding else [])
+        spans = [self.cutter.spans(array) for array in arrays]
+        pieces = [(array, span) for array, of_one in zip(arrays, spans, strict=True) for span in of_one]
+        heard = iter(self._heard_in_batches(pieces, max(self.batch_size, len(arrays)), n_best))
         return [
-            next(heard) if array.any() else Transcript("", len(array) / self.sample_rate, self.name) for array in arrays
+            joined(
+                [next(heard) for _ in of_one],
+                [start / self.sample_rate for start, _ in of_one],
+                len(array) / self.sample_rate,
+                self.name,
+                n_best,
+            )
+            for array, of_one in zip(arrays, spans, strict=True)
         ]
 
     @torch.inference_mode()
@@ -159,7 +187,7 @@ class Transcriber:
 
         Raises ValueError as :meth:`transcribe`.
         """
-        waveforms, lengths = _padded([_checked(waveform)])
+        waveforms, lengths = _padded([_checked(waveform)[:]])
         device = next(self.model.parameters()).device
         features, _ = self.model.features(waveforms.to(device), lengths.to(device))
         frames: np.ndarray = features[0].cpu().numpy()
@@ -169,6 +197,16 @@ class Transcriber:
         other = copy.copy(self)
         other.hotwords = hotwords
         return other
+
+    def _heard_in_batches(self, pieces: Sequence[tuple[Waveform, Span]], size: int, n_best: int) -> list[Transcript]:
+        """Transcribe pieces of about one length at once: little of a batch is padding. The longest come first: where
+        memory is short, that shows at once."""
+        order = sorted(range(len(pieces)), key=lambda i: pieces[i][1].start - pieces[i][1].end)
+        heard: dict[int, Transcript] = {}
+        for first in range(0, len(order), size):
+            batch = order[first : first + size]
+            heard.update(zip(batch, self._heard([_read(*pieces[i]) for i in batch], n_best), strict=True))
+        return [heard[i] for i in range(len(pieces))]
 
     @torch.inference_mode()
     def _heard(self, arrays: Sequence[np.ndarray], n_best: int) -> list[Transcript]:
@@ -233,7 +271,13 @@ def _padded(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(waveforms), torch.tensor([len(array) for array in arrays])
 
 
-def _checked(waveform: np.ndarray) -> np.ndarray:
+def _read(waveform: Waveform, span: Span) -> np.ndarray:
+    return waveform[span.start : span.end]
+
+
+def _checked(waveform: np.ndarray | StoredAudio) -> Waveform:
+    if isinstance(waveform, StoredAudio):
+        return waveform  # checked as it was read
     if not isinstance(waveform, np.ndarray):
         raise ValueError(f"audio ({type(waveform).__name__}) must be a path or a numpy array of floats")
     if waveform.ndim != 1:
@@ -241,7 +285,7 @@ def _checked(waveform: np.ndarray) -> np.ndarray:
     if not np.issubdtype(waveform.dtype, np.floating):
         raise ValueError(f"a waveform of type {waveform.dtype} must be floats in [-1, 1]; divide int16 by 32768")
     samples = np.ascontiguousarray(waveform, dtype=np.float32)
-    if not np.isfinite(samples).all():
+    if samples.size and not np.isfinite([samples.min(), samples.max()]).all():  # a mask of an hour is 60 MB
         raise ValueError("a waveform holds NaN or infinite samples; numpy.nan_to_num(waveform) makes them finite")
     return samples
 

@@ -81,8 +81,16 @@ def test_length_prints_a_row_a_length(length, tiny_checkpoint, manifest, capsys)
     rows = [cells(line) for line in lines[2:5]]
     assert [row[0] for row in rows] == ["one by one", "up to 1 s", "up to 10 s"]
     assert rows[0][1:3] == rows[1][1:3] and int(rows[2][1]) < int(rows[0][1])  # no clip is shorter than a second
-    assert rows[0][5:] == rows[1][5:]
-    assert all(float(row[3]) > 0 and float(row[4]) > 0 for row in rows)
+    assert rows[0][5:7] == rows[1][5:7]
+    assert all(float(row[3]) > 0 and float(row[4]) > 0 and float(row[7]) > 100 for row in rows)
+
+
+def test_length_with_voice_activity(length, tiny_checkpoint, manifest, capsys):
+    options = ["--model", str(tiny_checkpoint), "--manifest", str(manifest), "--seconds", "10", "--total", "12"]
+    assert length.main([*options, "--rounds", "1", "--search", "ctc", "--vad"]) == 0
+    out = capsys.readouterr().out
+    assert [cells(line)[3] for line in out.splitlines()[2:4]] == ["-", "-"]
+    assert "silero-vad" in out.splitlines()[-1]
 
 
 def test_length_says_what_is_missing(length, tiny_checkpoint, manifest, capsys):

@@ -142,7 +142,7 @@ def test_version_1_takes_the_defaults_of_what_came_later(folder):
 
 def test_version_6_had_no_s4d(folder):
     before, config = load_checkpoint(folder)[0].config, json.loads((folder / "config.json").read_text())
-    assert config["version"] == CONFIG_VERSION == 8
+    assert config["version"] == CONFIG_VERSION == 9
     for part in ("encoder", "decoder"):
         del config["model"][part]["mixer"]["s4d_init"]
     change_config(folder, version=6, model=config["model"])

@@ -16,6 +16,7 @@ import soundfile
 import torch
 
 from samba_asr import __version__
+from samba_asr.audio.load import load_audio
 from samba_asr.cli import main
 from samba_asr.subtitles import srt, vtt
 from samba_asr.transcriber import Transcriber
@@ -141,10 +142,12 @@ def test_what_joint_search_is_told_is_passed_on(paths, capsys, monkeypatch):
         "lm-weight": 0.125,
         "hotwords": "Nadezhda:2",
         "hotword-boost": 1.5,
+        "batch-size": 3,
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert main(["--search", "joint", *arguments, paths[0]]) == 2
-    assert given == {name.replace("-", "_"): value for name, value in options.items()} | {"search": "joint"}
+    named = {name.replace("-", "_"): value for name, value in options.items()}
+    assert given == named | {"search": "joint", "vad": None}
     assert capsys.readouterr().err == "samba-asr: error: enough\n"
 
 
@@ -345,8 +348,9 @@ def test_verbose_says_what_runs_and_how_fast(paths, transcripts, capsys):
     assert main(["--verbose", *paths[:2]]) == 0
     out, err = capsys.readouterr()
     assert out == "".join(f"{path}\t{t.text}\n" for path, t in zip(paths, transcripts[:2], strict=False))
-    first, *lines = err.splitlines()
+    first, second, *lines = err.splitlines()
     assert re.fullmatch(r"samba-asr: model tiny-random: \w+ search on cpu, CPU threads: \d+", first)
+    assert second == "samba-asr: long recordings: where silero-vad hears speech"
     for line, path, transcript in zip(lines, paths[:2], transcripts, strict=False):
         said = re.fullmatch(r"samba-asr: (.*): ([\d.]+) s in ([\d.]+) s, real-time factor ([\d.]+)", line)
         assert said[1] == path
@@ -366,6 +370,34 @@ def test_threads_are_as_many_as_asked_for(paths, transcripts, capsys):
             assert f"CPU threads: {threads}\n" in err
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def pause(clips, tmp_path):
+    """Two clips with ten seconds of silence between them, 20 s in all."""
+    first, second = (load_audio(path) for path, _ in clips[:2])
+    soundfile.write(tmp_path / "pause.wav", np.concatenate([first, np.zeros(160_000, np.float32), second]), 16_000)
+    return str(tmp_path / "pause.wav")
+
+
+@pytest.mark.parametrize(("flags", "cut"), [([], False), (["--vad"], True), (["--no-vad"], False)])
+def test_vad_leaves_silence_out(tiny_checkpoint, pause, flags, cut, capsys):
+    """The default does where a recording is longer than 30 s."""
+    expected = Transcriber.load(tiny_checkpoint, vad=cut).transcribe(pause).text
+    other = Transcriber.load(tiny_checkpoint, vad=not cut).transcribe(pause).text
+    assert main([*flags, "--batch-size", "1", "--model", str(tiny_checkpoint), pause]) == 0
+    assert capsys.readouterr().out == expected + "\n" != other + "\n"
+
+
+def test_no_vad_no_detector_and_one_that_is_missing(tiny_checkpoint, pause, monkeypatch, capsys):
+    flags = ["--model", str(tiny_checkpoint), "-v", pause]
+    assert main(["--no-vad", *flags]) == 0
+    assert "long recordings: in one piece\n" in capsys.readouterr().err
+    monkeypatch.setattr("samba_asr.audio.vad._weights", lambda: None)
+    assert main(flags) == 0
+    assert "long recordings: cut at their quietest places (pip install silero-vad" in capsys.readouterr().err
+    assert main(["--vad", *flags]) == 2
+    assert "pip install silero-vad" in capsys.readouterr().err
 
 
 # Errors
@@ -518,7 +550,7 @@ def test_help_teaches(capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     assert r"\t, \n, \r and \\" in out
-    assert "MB a minute" in out
+    assert "memory does not grow with a recording's length" in out
     for word in (
         "examples",
         "SAMBA_ASR_MODEL",
@@ -547,6 +579,7 @@ def test_version(capsys):
 def test_help_takes_no_torch():
     code = """
 import sys
+from samba_asr.audio.load import load_audio
 from samba_asr.cli import main
 try:
     main(["--help"])

@@ -39,7 +39,8 @@ ALLOWED = {
     "console": set(),
     "search_options": set(),
     "picture": {"transcript"},
-    "transcriber": RECOGNISER | {"transcript"},
+    "long_form": RECOGNISER | {"transcript"},
+    "transcriber": RECOGNISER | {"transcript", "long_form"},
     "export": RECOGNISER | {"transcript", "transcriber"},
     "job": RECOGNISER | {"transcript", "transcriber", "writers", "recordings", "outputs", "console"},
     "cli": RECOGNISER
@@ -66,6 +67,7 @@ HEAVY = [
     "librosa",
     "lightning",
     "matplotlib",
+    "silero_vad",
     "tokenizers",
     "torchaudio",
     "triton",

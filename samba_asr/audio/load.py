@@ -3,6 +3,7 @@
 import io
 import os
 import stat
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import av
 import numpy as np
 import soundfile
 import soxr
+from numpy.typing import NDArray
 
 BLOCK = 1 << 18
 """Samples decoded at a time, so that an hour in stereo is never held whole."""
 SMALLEST_FILE = 128
 """Bytes; FFmpeg is not asked about smaller files: none holds sound."""
+IN_MEMORY = 1 << 24
+"""Bytes of a decoded recording, four minutes; a longer one waits in a temporary file."""
 LOUDEST = 2.0**31
 """Samples beyond this, or not a number, are an error: even unscaled 32-bit integers stay below."""
 
@@ -32,6 +36,49 @@ class AudioDecodeError(ValueError):
         return f"{self.path}: {self.reason}"
 
 
+class StoredAudio:
+    """A mono waveform, (samples,) float32, of which only the parts that are asked for need memory."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+        self._samples = 0
+        self._sounds = False
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def __len__(self) -> int:
+        return self._samples
+
+    def __getitem__(self, part: slice) -> NDArray[np.float32]:
+        start, stop, step = part.indices(self._samples)
+        samples = np.empty(max(stop - start, 0), np.float32)
+        self._file.seek(4 * start)
+        self._file.readinto(samples.data)
+        return samples[::step]
+
+    def any(self) -> bool:
+        """Tell whether any sample is not zero."""
+        return self._sounds
+
+    def append(self, samples: NDArray[np.float32]) -> None:
+        """Add samples at the end; MemoryError where there is no room for them."""
+        try:
+            self._file.seek(0, io.SEEK_END)
+            self._file.write(samples.tobytes())
+            self._file.flush()
+        except OSError as error:
+            raise MemoryError(
+                f"{tempfile.gettempdir()}: no room for the decoded audio ({error.strerror}); TMPDIR=DIR takes another"
+            ) from error
+        self._samples += len(samples)
+        self._sounds = self._sounds or bool(samples.any())
+
+
+Waveform = NDArray[np.float32] | StoredAudio
+"""(samples,) in memory, or what gives such parts."""
+
+
 class _Decoded:
     """What a decoder has made of a file so far: held as mono at the wanted rate, and never at the file's own.
 
@@ -43,7 +90,7 @@ class _Decoded:
         self.seconds = 0.0
         self.peak = 0.0
         self.problem = ""  # empty: none
-        self._samples = bytearray()  # grows in place
+        self.samples = StoredAudio()
         self._rate = 0
         self._resampler: soxr.ResampleStream | None = None
 
@@ -59,7 +106,7 @@ class _Decoded:
             self._resampler = None if same else soxr.ResampleStream(rate, self.sample_rate, 1, quality="HQ")
         self.seconds += len(mono) / rate
         self.peak = float(np.maximum(self.peak, np.abs(mono).max()))  # unlike max(), keeps what is not a number
-        self._samples += (self._resampler.resample_chunk(mono) if self._resampler else mono).tobytes()
+        self.samples.append(self._resampler.resample_chunk(mono) if self._resampler else mono)
 
     def ended(self, problem: str = "") -> "_Decoded":
         """Say that nothing follows, and what went wrong."""
@@ -67,14 +114,9 @@ class _Decoded:
         self.problem = problem or ("" if self.seconds else "holds no samples")
         return self
 
-    @property
-    def samples(self) -> np.ndarray:
-        """All that was decoded: (samples,) float32."""
-        return np.frombuffer(self._samples, np.float32)
-
     def _finish(self) -> None:
         if self._resampler:
-            self._samples += self._resampler.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
+            self.samples.append(self._resampler.resample_chunk(np.zeros(0, np.float32), last=True))
         self._resampler = None
 
 
@@ -84,12 +126,17 @@ def load_audio(path: str | Path, sample_rate: int = 16_000) -> np.ndarray:
     Returns (samples,) float32 at sample_rate Hz, integer formats scaled to [-1, 1]. A damaged file gives what can be
     decoded of it, with a warning.
     Raises FileNotFoundError, or AudioDecodeError for a folder, an empty file, one without sound, or samples that are
-    not finite.
+    not finite; MemoryError where neither memory nor the folder for temporary files has room.
     """
+    return open_audio(path, sample_rate)[:]
+
+
+def open_audio(path: str | Path, sample_rate: int = 16_000) -> StoredAudio:
+    """As :func:`load_audio`, for recordings of hours: all is decoded, but kept on disk where it is long."""
     decoded = _decode(path, sample_rate)
     if not decoded.peak <= LOUDEST:
         raise AudioDecodeError(path, f"holds samples that are not sound (largest: {decoded.peak:g}); export it again")
-    if not decoded.samples.size:
+    if not len(decoded.samples):
         raise AudioDecodeError(path, "holds less than one sample")
     return decoded.samples
 
@@ -135,7 +182,7 @@ def _decode(path: str | Path, sample_rate: int) -> _Decoded:
     if not best.seconds:
         raise AudioDecodeError(path, attempts[-1].problem)
     problem = next(attempt.problem for attempt in attempts if attempt.seconds)
-    warnings.warn(f"{path}: damaged ({problem}); {best.seconds:.2f} s of it could be decoded", stacklevel=3)
+    warnings.warn(f"{path}: damaged ({problem}); {best.seconds:.2f} s of it could be decoded", stacklevel=4)
     return best
 
 
