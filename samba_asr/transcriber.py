@@ -32,8 +32,9 @@ from samba_asr.transcript import Alternative, Transcript, Word
 Hotwords = str | Path | Mapping[str, float] | Sequence[str]
 """A list such as "Nadezhda,Kubernetes:2", a file's path, or phrases, perhaps with their weights."""
 
-BATCH_SIZE = 4
-"""Spans of recordings at once: what is held in memory does not grow with the recording."""
+BATCH_SIZE, GPU_BATCH_SIZE = 2, 16
+"""Spans of recordings at once, on a CPU and elsewhere: what is held in memory does not grow with the recording. Four
+are a tenth faster on a core, and hold more."""
 
 
 class Transcriber:
@@ -52,9 +53,9 @@ class Transcriber:
         *,
         name: str = "samba-asr",
         vad: bool | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
     ) -> None:
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be positive")
         self.model = model.eval()
         self.tokenizer = tokenizer
@@ -64,7 +65,8 @@ class Transcriber:
         self.sample_rate = model.config.features.sample_rate
         forget_shapes()
         self.cutter = Cutter(vad, self.sample_rate)
-        self.batch_size = batch_size
+        on_cpu = next(model.parameters()).device.type == "cpu"
+        self.batch_size = batch_size or (BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
         self.seconds_per_frame = model.config.features.hop_length / self.sample_rate
         self.lm: LanguageModel | NGram | None = None
         self.hotwords: Mapping[str, float] = {}
@@ -89,7 +91,7 @@ class Transcriber:
         hotwords: Hotwords | None = None,
         hotword_boost: float | None = None,
         vad: bool | None = None,
-        batch_size: int = BATCH_SIZE,
+        batch_size: int | None = None,
     ) -> "Transcriber":
         """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
 
