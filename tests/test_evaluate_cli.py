@@ -15,6 +15,7 @@ import soundfile
 from samba_asr.audio.features import librosa_mel_filters
 from samba_asr.config import DecoderConfig, EncoderConfig, MixerConfig, ModelConfig
 from samba_asr.evaluation.report import combine
+from samba_asr.evaluation.wer import ScoredUtterance, count_errors, scoring_pair
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import save_checkpoint
 from samba_asr.text.tokenizer import Tokenizer
@@ -40,12 +41,14 @@ class Counter:
     def __init__(self):
         self.batches = []
 
-    def transcribe_batch(self, waveforms):
+    def transcribe_batch(self, waveforms, n_best=1):
+        assert n_best == 1
         self.batches.append([len(waveform) / self.sample_rate for waveform in waveforms])
         return [
             SimpleNamespace(
                 text=self.words(seconds),
                 duration=seconds,
+                n_best=(),
                 words=[SimpleNamespace(confidence=seconds) for _ in self.words(seconds).split()],
             )
             for seconds in self.batches[-1]
@@ -136,7 +139,7 @@ class Small(Counter):
         super().__init__()
         self.error = error
 
-    def transcribe_batch(self, waveforms):
+    def transcribe_batch(self, waveforms, n_best=1):
         total = sum(map(len, waveforms)) / self.sample_rate
         if total > 1 or (len(waveforms) == 1 and total > 0.85):
             raise self.error
@@ -276,6 +279,30 @@ def test_hotwords_count_and_are_reported(evaluate, manifests, model_folder, tmp_
         rows = (tmp_path / boost / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
         texts.append([json.loads(row)["hypothesis"] for row in rows])
     assert texts[0] != texts[1]
+
+
+def test_the_n_best_and_times_are_kept(evaluate, manifests, model_folder, tmp_path, capsys):
+    options = ["--model", str(model_folder), "--manifests", manifests[0], "--limit", "3", "--search", "joint"]
+    assert evaluate.main([*options, "--nbest", "4", "--word-timestamps", "--out", str(tmp_path)]) == 0
+    line = capsys.readouterr().out
+    rows = [json.loads(row) for row in (tmp_path / "utterances.jsonl").read_text(encoding="utf-8").splitlines()]
+    transcriber = Transcriber.load(model_folder, search="joint")
+    errors = words = 0
+    for row in rows:
+        transcript = transcriber.transcribe(row["audio"], n_best=4)
+        assert row["n_best"] == [each.text for each in transcript.n_best] and len(row["n_best"]) > 1
+        assert row["times"] == [[round(w.start, 3), round(w.end, 3)] for w in transcript.words]
+        errors += min(count_errors(*scoring_pair(said(row, text))).errors for text in row["n_best"])
+        words += row["words"]
+    assert f"WER of the best of the n best {100 * errors / words:.2f} %" in line
+    assert evaluate.main([*options, "--out", str(tmp_path)]) == 0
+    assert "n best" not in capsys.readouterr().out
+    row = json.loads((tmp_path / "utterances.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert "n_best" not in row and "times" not in row and row["confidences"]
+
+
+def said(row, text):
+    return ScoredUtterance(row["audio"], 1.0, row["reference"], text)
 
 
 def test_exit_code_of_an_unreadable_file(evaluate, manifests, utterances, model_folder, tmp_path, capsys):

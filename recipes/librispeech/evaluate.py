@@ -51,6 +51,16 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     add_search_options(parser)
     parser.add_argument(
+        "--nbest",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="joint: keep so many texts of each utterance, and tell the error rate if the best were known (1)",
+    )
+    parser.add_argument(
+        "--word-timestamps", action="store_true", help="put the seconds of each word into utterances.jsonl"
+    )
+    parser.add_argument(
         "--batch-seconds", type=positive_int, default=60, metavar="S", help="audio in a batch, padding included (60)"
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N utterances of each set")
@@ -118,21 +128,29 @@ def note_unreadable(path: str, error: Exception, unreadable: dict[str, str]) -> 
 
 
 def transcribe_each(
-    transcriber: Transcriber, waveforms: Sequence[np.ndarray]
+    transcriber: Transcriber, waveforms: Sequence[np.ndarray], n_best: int = 1
 ) -> list[Transcript | RuntimeError | MemoryError]:
     """Transcribe a batch at once or, where that fails, as for want of memory, one by one; an error for each failure."""
     try:
-        return list(transcriber.transcribe_batch(waveforms))
+        return list(transcriber.transcribe_batch(waveforms, n_best=n_best))
     except (RuntimeError, MemoryError) as error:
         if len(waveforms) == 1:
             return [error.with_traceback(None)]  # the traceback would keep the tensors
-    return [transcribe_each(transcriber, [waveform])[0] for waveform in waveforms]
+    return [transcribe_each(transcriber, [waveform], n_best)[0] for waveform in waveforms]
 
 
 def transcribe_set(
-    transcriber: Transcriber, name: str, utterances: Sequence[Utterance], batch_seconds: float
+    transcriber: Transcriber,
+    name: str,
+    utterances: Sequence[Utterance],
+    batch_seconds: float,
+    n_best: int = 1,
+    with_times: bool = False,
 ) -> SetResult:
-    """Transcribe a set's recordings, batch by batch, timing the recognition alone."""
+    """Transcribe a set's recordings, batch by batch, timing the recognition alone.
+
+    n_best: texts kept of each, with 1 no others; with_times: keep when words are said.
+    """
     scored = [ScoredUtterance(u.audio, u.duration, u.text, "", u.speaker, u.corpus) for u in utterances]
     unreadable: dict[str, str] = {}
     seconds = 0.0
@@ -140,7 +158,7 @@ def transcribe_set(
         for batch in make_batches([u.duration for u in utterances], batch_seconds):
             read = list(read_batch(utterances, batch, transcriber.sample_rate, unreadable))
             start = time.perf_counter()
-            transcripts = transcribe_each(transcriber, [waveform for _, waveform in read])
+            transcripts = transcribe_each(transcriber, [waveform for _, waveform in read], n_best)
             seconds += time.perf_counter() - start
             for (i, _), transcript in zip(read, transcripts, strict=True):
                 if isinstance(transcript, Exception):
@@ -151,6 +169,8 @@ def transcribe_set(
                         hypothesis=transcript.text,
                         duration=transcript.duration,
                         confidences=tuple(round(word.confidence, 4) for word in transcript.words),
+                        times=tuple((round(w.start, 3), round(w.end, 3)) for w in transcript.words if with_times),
+                        n_best=tuple(each.text for each in transcript.n_best),
                     )
             progress.update(len(batch))
     return SetResult(name, scored, seconds, unreadable)
@@ -219,7 +239,7 @@ def run(arguments: Sequence[str]) -> int:
         searches = list(dict.fromkeys(options.search or [transcriber.search.search]))
         for search in searches:  # a search that does not go with the other options shows before the work
             transcriber.search = replace(transcriber.search, search=search)
-            transcriber.check()
+            transcriber.check(options.nbest)
     except (OSError, ValueError, RuntimeError) as error:
         print(f"evaluate.py: error: {error}", file=sys.stderr)
         return USAGE
@@ -227,7 +247,7 @@ def run(arguments: Sequence[str]) -> int:
     for search in searches:
         transcriber.search = replace(transcriber.search, search=search)
         several = len(searches) > 1
-        results = evaluate_search(transcriber, sets, options.batch_seconds, f"{search}, " if several else "")
+        results = evaluate_search(transcriber, sets, options, f"{search}, " if several else "")
         unreadable = unreadable or any(result.unreadable for result in results)
         if options.out:
             folder = options.out / search if several else options.out
@@ -238,7 +258,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def evaluate_search(
-    transcriber: Transcriber, sets: Mapping[str, Sequence[Utterance]], batch_seconds: float, prefix: str
+    transcriber: Transcriber, sets: Mapping[str, Sequence[Utterance]], options: argparse.Namespace, prefix: str
 ) -> list[SetResult]:
     """Transcribe all sets by the transcriber's search; print a line for each and, if several, one for all."""
     noise = np.random.default_rng(0).normal(0, 0.1, transcriber.sample_rate).astype(np.float32)
@@ -246,7 +266,8 @@ def evaluate_search(
 
     results = []
     for name, utterances in sets.items():
-        results.append(transcribe_set(transcriber, name, utterances, batch_seconds))
+        settings = (options.batch_seconds, options.nbest, options.word_timestamps)
+        results.append(transcribe_set(transcriber, name, utterances, *settings))
         print(f"{prefix}{summary_line(results[-1])}", flush=True)
     if len(results) > 1:
         print(f"{prefix}{summary_line(combine(results))}", flush=True)

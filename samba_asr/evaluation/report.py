@@ -4,7 +4,7 @@ import json
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +31,8 @@ PACKAGES = ("samba-asr", "torch", "numpy", "soundfile", "soxr", "sentencepiece",
 
 UTTERANCES = "utterances.jsonl"
 """Of a report's folder: a line for each utterance, with its texts and errors."""
+_ASKED_FOR = ("times", "n_best")
+"""Fields of an utterance that stand in that file only where they hold something."""
 EXPLANATION = """\
 WER is the number of wrong words (S substituted, D left out, I inserted) over the number of words said, both summed over
 the set, after Whisper's English normalisation of both sides; in brackets its 95 % interval over resampled utterances.
@@ -73,6 +75,17 @@ class SetResult:
             )
             if right is not None
         ]
+
+    @cached_property
+    def oracle(self) -> WER | None:
+        """The set's errors, normalised, if the best of each utterance's texts were known; None without others."""
+        if not any(utterance.n_best for utterance in self.utterances):
+            return None
+        total = WER()
+        for utterance, wer in zip(self.utterances, self.wers, strict=True):
+            others = score_each([replace(utterance, hypothesis=text) for text in utterance.n_best])
+            total += min([wer, *others], key=lambda each: each.errors)
+        return total
 
     @property
     def wer(self) -> WER:
@@ -128,6 +141,7 @@ def summary_line(result: SetResult) -> str:
         f"WER {percent(wer.rate)} % [{percent(low)}, {percent(high)}] "
         f"(S {wer.substitutions}, D {wer.deletions}, I {wer.insertions}), "
         f"CER {percent(result.cer)} %, raw WER {percent(result.raw_wer.rate)} %, RTF {result.real_time_factor:.4f}"
+        + (f", WER of the best of the n best {percent(result.oracle.rate)} %" if result.oracle else "")
         + (f", {len(result.unreadable)} unreadable" if result.unreadable else "")
     )
 
@@ -274,7 +288,7 @@ def _write_utterances(path: Path, results: Sequence[SetResult]) -> None:
             for utterance, wer, raw in zip(result.utterances, result.wers, result.raw_wers, strict=True):
                 line = {
                     "set": result.name,
-                    **asdict(utterance),
+                    **{name: value for name, value in asdict(utterance).items() if value or name not in _ASKED_FOR},
                     "errors": wer.errors,
                     **asdict(wer),
                     "raw_errors": raw.errors,

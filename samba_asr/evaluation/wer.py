@@ -33,6 +33,10 @@ class ScoredUtterance:
     """Corpus's name."""
     confidences: tuple[float, ...] = ()
     """Of the hypothesis's words, split at white space; none where they are not known."""
+    times: tuple[tuple[float, float], ...] = ()
+    """Seconds at which those words start and end; none where they were not asked for."""
+    n_best: tuple[str, ...] = ()
+    """The hypothesis and others, the best first; none where they were not asked for."""
 
 
 @dataclass(frozen=True)
