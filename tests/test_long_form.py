@@ -249,10 +249,11 @@ def test_memory_does_not_grow_with_the_recording(tmp_path, monkeypatch):
 def test_no_room_for_a_recording_says_where(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", np.full(RATE, 0.1), RATE)
 
-    def full(self, data):
+    def full():
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tempfile.SpooledTemporaryFile.write", full)
+    monkeypatch.setattr(load, "IN_MEMORY", 1)
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
     with pytest.raises(MemoryError, match=r"no room.*No space left.*TMPDIR"):
         load_audio(tmp_path / "a.wav")
 

@@ -1,12 +1,17 @@
 """Any audio or video file to a mono waveform."""
 
+import ctypes
 import io
 import os
 import stat
+import sys
 import tempfile
 import warnings
+import weakref
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import av
 import numpy as np
@@ -40,12 +45,9 @@ class StoredAudio:
     """A mono waveform, (samples,) float32, of which only the parts that are asked for need memory."""
 
     def __init__(self) -> None:
-        self._file = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+        self._file: IO[bytes] = io.BytesIO()
         self._samples = 0
         self._sounds = False
-
-    def __del__(self) -> None:
-        self._file.close()
 
     def __len__(self) -> int:
         return self._samples
@@ -54,7 +56,7 @@ class StoredAudio:
         start, stop, step = part.indices(self._samples)
         samples = np.empty(max(stop - start, 0), np.float32)
         self._file.seek(4 * start)
-        self._file.readinto(samples.data)
+        self._file.readinto(samples.data)  # type: ignore[attr-defined]  # both kinds of file have it
         return samples[::step]
 
     def any(self) -> bool:
@@ -64,6 +66,8 @@ class StoredAudio:
     def append(self, samples: NDArray[np.float32]) -> None:
         """Add samples at the end; MemoryError where there is no room for them."""
         try:
+            if isinstance(self._file, io.BytesIO) and 4 * self._samples + samples.nbytes > IN_MEMORY:
+                self._to_disk(self._file)
             self._file.seek(0, io.SEEK_END)
             self._file.write(samples.tobytes())
             self._file.flush()
@@ -73,6 +77,13 @@ class StoredAudio:
             ) from error
         self._samples += len(samples)
         self._sounds = self._sounds or bool(samples.any())
+
+    def _to_disk(self, before: io.BytesIO) -> None:
+        """Move what there is into a temporary file, which goes with this object. One in memory needs no such care:
+        an interrupt in Python's own code there would be lost."""
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self._file.close)
+        self._file.write(before.getbuffer())
 
 
 Waveform = NDArray[np.float32] | StoredAudio
@@ -232,16 +243,22 @@ def _sndfile_duration(file: io.FileIO) -> float:
 
 
 class _ForFFmpeg:
-    """A file whose failed seeks return a number, as C's do: PyAV writes tracebacks of exceptions to stderr."""
+    """A file whose failed seeks return -1, as C's do: PyAV writes tracebacks of exceptions to stderr.
+
+    All of it is C's own: an interrupt must not become an exception in here, where PyAV would drop it.
+    """
 
     def __init__(self, file: io.FileIO) -> None:
-        self.read, self.tell, self.name, self._seek = file.read, file.tell, file.name, file.seek
+        self.read, self.tell, self.name = file.read, file.tell, file.name
+        self.seek = partial(_lseek(), file.fileno())
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        try:
-            return self._seek(offset, whence)
-        except OSError:
-            return -1
+
+@cache
+def _lseek() -> Callable[[int, int, int], int]:
+    lseek = ctypes.cdll.msvcrt._lseeki64 if sys.platform == "win32" else ctypes.CDLL(None).lseek
+    lseek.argtypes, lseek.restype = (ctypes.c_int, ctypes.c_int64, ctypes.c_int), ctypes.c_int64
+    seek: Callable[[int, int, int], int] = lseek
+    return seek
 
 
 def _open_ffmpeg(file: io.FileIO) -> av.container.InputContainer:
