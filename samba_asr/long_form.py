@@ -8,10 +8,8 @@ from samba_asr.audio.load import Waveform
 from samba_asr.audio.segments import Span, quiet_segments, speech_segments
 from samba_asr.audio.vad import SAMPLE_RATE, VoiceDetector, has_detector
 from samba_asr.decoding.n_best import join_n_best
+from samba_asr.decoding.stretches import LONGEST_SECONDS
 from samba_asr.transcript import Alternative, Transcript
-
-LONGEST_SECONDS = 30.0
-"""Of a span, and of a recording that is not looked at by a detector unless that is asked for."""
 
 
 def forget_shapes() -> None:

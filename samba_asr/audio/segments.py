@@ -8,8 +8,6 @@ from numpy.typing import NDArray
 from samba_asr.audio.load import Waveform
 from samba_asr.audio.vad import BLOCK, FRAME
 
-LONGEST_SECONDS = 30.0
-"""Of a segment."""
 SPEECH = 0.5
 """Probability of speech with which speech begins."""
 SILENCE = 0.35

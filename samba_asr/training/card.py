@@ -3,7 +3,7 @@
 import platform
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +60,22 @@ class RunSummary:
     environment: dict[str, Any]
 
 
+def provenance(environment: Mapping[str, Any], device: str, weights: str, seed: int) -> list[str]:
+    """Return a card's lines on where a run's weights come from: :func:`describe_environment`'s, and which they are."""
+    return [
+        f"- Machine: {device}.",
+        f"- Weights: {weights}.",
+        f"- Samba-ASR {environment['samba_asr']}, commit {environment['git_commit'] or 'unknown'}, "
+        f"torch {environment['packages'].get('torch', '?')}, seed {seed}.",
+        "",
+        "The command:",
+        "",
+        "```",
+        environment["command"],
+        "```",
+    ]
+
+
 def model_card(run: RunSummary) -> str:
     """Return a checkpoint's README.md: data, cost, result and the exact command."""
     machine = run.environment["machine"]
@@ -81,16 +97,7 @@ def model_card(run: RunSummary) -> str:
         "",
         f"- Steps: {run.steps} ({run.stopped}), {run.progress.skipped} skipped; {audio_hours:.2f} h of audio seen in "
         f"{run.progress.minutes:.1f} minutes of wall-clock time, validation included.",
-        f"- Machine: {device}.",
-        f"- Weights: {run.weights}.",
-        f"- Samba-ASR {run.environment['samba_asr']}, commit {run.environment['git_commit'] or 'unknown'}, "
-        f"torch {run.environment['packages'].get('torch', '?')}, seed {run.training.seed}.",
-        "",
-        "The command:",
-        "",
-        "```",
-        run.environment["command"],
-        "```",
+        *provenance(run.environment, device, run.weights, run.training.seed),
         "",
         "## Result",
         "",

@@ -12,7 +12,8 @@ Precision = Literal["32", "bf16"]
 Accelerator = Literal["auto", "cpu", "gpu", "mps"]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
 
@@ -48,22 +49,22 @@ class DataConfig:
     punctuation, where the manifests have them (pseudo_label.py) and the tokenizer (prepare.py --text-form)."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.train_manifests), "data.train is empty: name at least one manifest")
-        _require(bool(self.dev_manifests), "data.dev is empty: name at least one manifest")
-        _require(
+        require(bool(self.train_manifests), "data.train is empty: name at least one manifest")
+        require(bool(self.dev_manifests), "data.dev is empty: name at least one manifest")
+        require(
             0 <= self.min_duration < self.max_duration,
             f"data.min_duration ({self.min_duration}) must be below data.max_duration ({self.max_duration})",
         )
-        _require(
+        require(
             self.batch_seconds >= self.max_duration,
             f"data.batch_seconds ({self.batch_seconds}) must be at least data.max_duration ({self.max_duration})",
         )
-        _require(
+        require(
             bool(self.speed_factors) and min(self.speed_factors) > 0,
             f"data.speed_factors ({self.speed_factors}) must be a list of positive numbers; [1.0] switches it off",
         )
-        _require(self.num_workers >= 0, f"data.num_workers ({self.num_workers}) must not be negative")
-        _require(self.dev_utterances > 0, f"data.dev_utterances ({self.dev_utterances}) must be positive")
+        require(self.num_workers >= 0, f"data.num_workers ({self.num_workers}) must not be negative")
+        require(self.dev_utterances > 0, f"data.dev_utterances ({self.dev_utterances}) must be positive")
 
     @property
     def train_manifests(self) -> list[str]:
@@ -97,10 +98,10 @@ class OptimiserConfig:
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "eps", "gradient_clip"):
-            _require(getattr(self, name) > 0, f"optimiser.{name} ({getattr(self, name)}) must be positive")
+            require(getattr(self, name) > 0, f"optimiser.{name} ({getattr(self, name)}) must be positive")
         for name in ("weight_decay", "warmup_steps"):
-            _require(getattr(self, name) >= 0, f"optimiser.{name} ({getattr(self, name)}) must not be negative")
-        _require(0 <= self.final_share <= 1, f"optimiser.final_share ({self.final_share}) must be in [0, 1]")
+            require(getattr(self, name) >= 0, f"optimiser.{name} ({getattr(self, name)}) must not be negative")
+        require(0 <= self.final_share <= 1, f"optimiser.final_share ({self.final_share}) must be in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -147,13 +148,13 @@ class WaveformAugmentConfig:
     def __post_init__(self) -> None:
         for name in ("room_probability", "noise_probability", "gain_probability", "noise_only_probability"):
             value = getattr(self, name)
-            _require(0 <= value <= 1, f"waveform_augment.{name} ({value}) must be in [0, 1]")
+            require(0 <= value <= 1, f"waveform_augment.{name} ({value}) must be in [0, 1]")
         for name in ("room_rt60", "room_direct_ratio", "noise_snr", "noise_slope", "gain", "noise_only_level"):
             low, high = getattr(self, name)
             ordered = math.isfinite(low) and math.isfinite(high) and low <= high
-            _require(ordered, f"waveform_augment.{name} ({low}, {high}) must be two numbers, the lower first")
+            require(ordered, f"waveform_augment.{name} ({low}, {high}) must be two numbers, the lower first")
         shortest = self.room_rt60[0]
-        _require(shortest > 0, f"waveform_augment.room_rt60 starts at {shortest}; it must be positive seconds")
+        require(shortest > 0, f"waveform_augment.room_rt60 starts at {shortest}; it must be positive seconds")
 
 
 @dataclass(frozen=True)
@@ -186,23 +187,23 @@ class EncoderTuningConfig:
     """Shortest and longest chunk, in encoder states."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             0 <= self.learning_rate_share <= 1,
             f"encoder.learning_rate_share ({self.learning_rate_share}) must be in [0, 1]",
         )
-        _require(
+        require(
             0 < self.weights_share <= 1, f"encoder.weights_share ({self.weights_share}) must be above 0 and at most 1"
         )
-        _require(self.new_blocks >= 0, f"encoder.new_blocks ({self.new_blocks}) must not be negative")
-        _require(
+        require(self.new_blocks >= 0, f"encoder.new_blocks ({self.new_blocks}) must not be negative")
+        require(
             self.teacher is None or self.teacher_run is not None,
             f"encoder.teacher ({self.teacher}) needs encoder.teacher_run, the distil.py run that learnt from it",
         )
-        _require(self.teacher_weight > 0, f"encoder.teacher_weight ({self.teacher_weight}) must be positive")
-        _require(self.frozen_steps >= 0, f"encoder.frozen_steps ({self.frozen_steps}) must not be negative")
-        _require(0 <= self.chunk_share <= 1, f"encoder.chunk_share ({self.chunk_share}) must be in [0, 1]")
+        require(self.teacher_weight > 0, f"encoder.teacher_weight ({self.teacher_weight}) must be positive")
+        require(self.frozen_steps >= 0, f"encoder.frozen_steps ({self.frozen_steps}) must not be negative")
+        require(0 <= self.chunk_share <= 1, f"encoder.chunk_share ({self.chunk_share}) must be in [0, 1]")
         low, high = self.chunk_states
-        _require(
+        require(
             0 < low <= high, f"encoder.chunk_states ({low}, {high}) must be two positive numbers, the shorter first"
         )
 
@@ -220,8 +221,8 @@ class TextConfig:
     """The text's cross-entropy times this is added to the loss."""
 
     def __post_init__(self) -> None:
-        _require(self.tokens > 0, f"text.tokens ({self.tokens}) must be positive")
-        _require(self.weight > 0, f"text.weight ({self.weight}) must be positive")
+        require(self.tokens > 0, f"text.tokens ({self.tokens}) must be positive")
+        require(self.weight > 0, f"text.weight ({self.weight}) must be positive")
 
 
 @dataclass(frozen=True)
@@ -282,25 +283,25 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "validate_every", "checkpoint_every", "average_last"):
-            _require(getattr(self, name) > 0, f"{name} ({getattr(self, name)}) must be positive")
-        _require(
+            require(getattr(self, name) > 0, f"{name} ({getattr(self, name)}) must be positive")
+        require(
             self.encoder.new_blocks < self.model.encoder.n_layers,
             f"encoder.new_blocks ({self.encoder.new_blocks}) must be below model.encoder.n_layers "
             f"({self.model.encoder.n_layers})",
         )
-        _require(
+        require(
             self.encoder.weights_share == 1 or None not in (self.encoder.weights, self.init_from),
             f"encoder.weights_share ({self.encoder.weights_share}) needs encoder.weights and init_from: it mixes them",
         )
-        _require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
-        _require(0 <= self.ctc_weight <= 1, f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
-        _require(0 <= self.token_noise < 1, f"token_noise ({self.token_noise}) must be at least 0 and below 1")
-        _require(0 <= self.spelt_share < 1, f"spelt_share ({self.spelt_share}) must be at least 0 and below 1")
-        _require(self.consistency_weight >= 0, f"consistency_weight ({self.consistency_weight}) must not be negative")
-        _require(0 <= self.label_smoothing < 1, f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")
-        _require(self.decoder_from_step >= 0, f"decoder_from_step ({self.decoder_from_step}) must not be negative")
-        _require(self.seed >= 0, f"seed ({self.seed}) must not be negative")
-        _require(self.num_threads >= 0, f"num_threads ({self.num_threads}) must be 0 (automatic) or positive")
+        require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
+        require(0 <= self.ctc_weight <= 1, f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
+        require(0 <= self.token_noise < 1, f"token_noise ({self.token_noise}) must be at least 0 and below 1")
+        require(0 <= self.spelt_share < 1, f"spelt_share ({self.spelt_share}) must be at least 0 and below 1")
+        require(self.consistency_weight >= 0, f"consistency_weight ({self.consistency_weight}) must not be negative")
+        require(0 <= self.label_smoothing < 1, f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")
+        require(self.decoder_from_step >= 0, f"decoder_from_step ({self.decoder_from_step}) must not be negative")
+        require(self.seed >= 0, f"seed ({self.seed}) must not be negative")
+        require(self.num_threads >= 0, f"num_threads ({self.num_threads}) must be 0 (automatic) or positive")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, for YAML and for Lightning's hyperparameters."""

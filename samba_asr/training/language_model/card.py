@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from samba_asr.evaluation.perplexity import TextScores
+from samba_asr.training.card import provenance
 from samba_asr.training.language_model.settings import LanguageTrainingConfig
 
 EXPLANATION = (
@@ -72,16 +73,7 @@ def language_model_card(run: LanguageRunSummary) -> str:
         "",
         f"- Steps: {run.steps} ({run.stopped}), {run.skipped} skipped; {run.tokens / 1e6:.2f} M tokens, "
         f"{run.epochs:.2f} epochs, in {run.minutes:.1f} minutes of wall-clock time, validation included.",
-        f"- Machine: {device}.",
-        f"- Weights: {run.weights}.",
-        f"- Samba-ASR {run.environment['samba_asr']}, commit {run.environment['git_commit'] or 'unknown'}, "
-        f"torch {run.environment['packages'].get('torch', '?')}, seed {config.seed}.",
-        "",
-        "The command:",
-        "",
-        "```",
-        run.environment["command"],
-        "```",
+        *provenance(run.environment, device, run.weights, config.seed),
         "",
         "## Result",
         "",

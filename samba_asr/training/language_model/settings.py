@@ -6,12 +6,7 @@ from typing import Any, Literal
 
 from samba_asr.config import LanguageModelConfig
 from samba_asr.text.normalization import TextForm
-from samba_asr.training.config import OptimiserConfig, Precision
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+from samba_asr.training.config import OptimiserConfig, Precision, require
 
 
 @dataclass(frozen=True)
@@ -34,9 +29,9 @@ class TranscriptConfig:
     and punctuation."""
 
     def __post_init__(self) -> None:
-        _require(bool(self.dev_manifests), "data.dev is empty: name at least one manifest")
+        require(bool(self.dev_manifests), "data.dev is empty: name at least one manifest")
         for name in ("train_repeats", "dev_utterances"):
-            _require(getattr(self, name) > 0, f"data.{name} ({getattr(self, name)}) must be positive")
+            require(getattr(self, name) > 0, f"data.{name} ({getattr(self, name)}) must be positive")
 
     @property
     def train_manifests(self) -> list[str]:
@@ -61,10 +56,10 @@ class PlainTextConfig:
 
     def __post_init__(self) -> None:
         fitting = not self.repeats or len(self.repeats) == len(self.files)
-        _require(
+        require(
             fitting, f"text.repeats ({self.repeats}) must have a number for each of the {len(self.files)} text.files"
         )
-        _require(all(count > 0 for count in self.repeats), f"text.repeats ({self.repeats}) must be positive")
+        require(all(count > 0 for count in self.repeats), f"text.repeats ({self.repeats}) must be positive")
 
 
 @dataclass(frozen=True)
@@ -110,19 +105,19 @@ class LanguageTrainingConfig:
     """Threads of the computation on a CPU; 0 leaves torch's own number."""
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             (self.recogniser is None) != (self.tokenizer is None),
             "give either recogniser (a checkpoint's folder or name) or tokenizer (a tokenizer.model)",
         )
-        _require(
+        require(
             bool(self.text.files or self.data.train_manifests),
             "there is nothing to learn: name text.files, data.train or both",
         )
         for name in ("batch_tokens", "max_steps", "validate_every", "checkpoint_every", "average_last"):
-            _require(getattr(self, name) > 0, f"{name} ({getattr(self, name)}) must be positive")
-        _require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
-        _require(self.seed >= 0, f"seed ({self.seed}) must not be negative")
-        _require(self.num_threads >= 0, f"num_threads ({self.num_threads}) must be 0 (automatic) or positive")
+            require(getattr(self, name) > 0, f"{name} ({getattr(self, name)}) must be positive")
+        require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
+        require(self.seed >= 0, f"seed ({self.seed}) must not be negative")
+        require(self.num_threads >= 0, f"num_threads ({self.num_threads}) must be 0 (automatic) or positive")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain dicts, lists and numbers, for YAML."""
