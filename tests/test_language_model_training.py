@@ -255,6 +255,12 @@ def test_runs_that_must_not_be_resumed(config):
     Tokenizer.train([*SENTENCES, "zebras quit"], 30).save("other.model")
     with pytest.raises(ValueError, match=r"the tokenizer is another one than that of"):
         train_language_model(dataclasses.replace(config, tokenizer="other.model"), "run", resume=True)
+    path = Path("run/checkpoints/step=1.ckpt")
+    state = torch.load(path, weights_only=True)
+    state["hyper_parameters"]["training"]["data"]["text_form"] = "written"
+    torch.save(state, path)
+    with pytest.raises(ValueError, match=r"data.text_form \(spoken\) was written in .*: resume with that"):
+        train_language_model(config, "run", resume=True)
     Path("run/checkpoints/step=1.ckpt").write_bytes(b"words")
     with pytest.raises(ValueError, match=r"step=1.ckpt is damaged"):
         train_language_model(config, "run", resume=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from samba_asr.config import ModelConfig
+from samba_asr.text.normalization import TextForm
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.config import DataConfig, TrainingConfig
 
@@ -60,11 +61,7 @@ def check_same_run(path: Path, config: TrainingConfig, tokenizer: Tokenizer) -> 
             f"data.tokenizer ({config.data.tokenizer}) is another tokenizer than that of {path}: "
             "resume with the run's own, or choose another --out"
         )
-    form = saved["training"]["data"].get("text_form", DataConfig.text_form)
-    if form != config.data.text_form:
-        raise ValueError(
-            f"data.text_form ({config.data.text_form}) was {form} in {path}: resume with that, or choose another --out"
-        )
+    check_text_form(path, saved["training"], config.data.text_form)
     before = ModelConfig.from_dict(saved["training"]["model"]).to_dict()  # fields of later versions: their defaults
     changes = list(differences("model", before, config.model.to_dict()))
     if changes:
@@ -72,6 +69,13 @@ def check_same_run(path: Path, config: TrainingConfig, tokenizer: Tokenizer) -> 
             f"the configured model is another one than that of {path}: {'; '.join(changes)}; "
             "resume with the run's own settings (its config.yaml), or choose another --out"
         )
+
+
+def check_text_form(path: Path, saved: Mapping[str, Any], form: TextForm) -> None:
+    """Raise ValueError where the settings in a checkpoint, as plain dicts, have another form of text."""
+    before = saved["data"].get("text_form", DataConfig.text_form)
+    if before != form:
+        raise ValueError(f"data.text_form ({form}) was {before} in {path}: resume with that, or choose another --out")
 
 
 def differences(name: str, saved: Any, ours: Any) -> Iterator[str]:

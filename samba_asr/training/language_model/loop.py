@@ -25,7 +25,7 @@ from samba_asr.training.language_model.data import spread, training_batches
 from samba_asr.training.language_model.metrics import Metrics, Progress, mean_loss
 from samba_asr.training.language_model.settings import LanguageTrainingConfig
 from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
-from samba_asr.training.resume import differences, read_checkpoint, tokenizer_hash
+from samba_asr.training.resume import check_text_form, differences, read_checkpoint, tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share, run_progress
 from samba_asr.training.stopping import StopRequest
 
@@ -70,7 +70,8 @@ class LanguageModelRun:
         self._seconds = 0.0
 
     def load(self, checkpoint: Path) -> None:
-        """Take up the run where a checkpoint left it. Raises ValueError where that is of another model or tokenizer."""
+        """Take up the run where a checkpoint left it. Raises ValueError where that is of another model, tokenizer or
+        form of text."""
         state = read_checkpoint(checkpoint)
         saved = state["hyper_parameters"]
         if saved["tokenizer_sha256"] != tokenizer_hash(self.tokenizer):
@@ -78,6 +79,7 @@ class LanguageModelRun:
                 f"the tokenizer is another one than that of {checkpoint}: resume with the run's own, or choose "
                 "another --out"
             )
+        check_text_form(checkpoint, saved["training"], self.config.data.text_form)
         before = LanguageModelConfig.from_dict(saved["training"]["model"]).to_dict()
         changes = list(differences("model", before, self.config.model.to_dict()))
         try:
