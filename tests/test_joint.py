@@ -12,6 +12,8 @@ from model_fixture import CONFIG
 
 from samba_asr.audio.load import load_audio
 from samba_asr.config import SearchConfig
+from samba_asr.decoding.greedy import autoregressive_greedy
+from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.rescoring import decoder_log_probs, rescore
 from samba_asr.decoding.search import search_tokens
@@ -83,14 +85,71 @@ def test_a_beam_that_drops_nothing_is_exact(model, states, ctc_weight, length_bo
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("beam_size", [1, 3, 8])
-def test_with_all_the_weight_on_ctc_it_is_prefix_search(model, beam_size):
-    for seed in range(5):
-        log_probs, state = random_case(model, 12, seed)
-        found = search_one(log_probs, model.decoder, state, beam_size, 1.0, margin=math.inf)
-        expected = ctc_prefix_beam(log_probs, beam_size, margin=math.inf)
+def test_with_all_the_weight_on_ctc_it_finds_what_prefix_search_does(model):
+    for seed in range(3):
+        log_probs, state = random_case(model, 5, seed)
+        found = search_one(log_probs, model.decoder, state, WIDE, 1.0, margin=math.inf)
+        expected = ctc_prefix_beam(log_probs, WIDE, margin=math.inf)
         assert [h.tokens for h in found] == [h.tokens for h in expected]
         assert [h.log_prob for h in found] == pytest.approx([h.log_prob for h in expected], abs=1e-9)
+        narrow = search_one(log_probs, model.decoder, state, 4, 1.0, margin=math.inf)
+        assert narrow[0] == found[0] and len(narrow) == 4
+
+
+def decoder_only(model, state, beam_size, most):
+    """Beam search of the decoder alone, each text read from its begin; the end competes with what may go on."""
+    going, ended = [()], {}
+    while going:
+        ranked = []
+        for text in going:
+            after = state
+            for read in [BOS_ID, *text]:
+                logits, after = model.decoder.step(torch.tensor([read]), after)
+            logits[:, [BLANK_ID, BOS_ID]] = -torch.inf
+            said = spoken_so_far(model, state, text)
+            log_probs = logits.log_softmax(-1)[0].tolist()
+            ranked.append((said + log_probs[EOS_ID], text, True))
+            if len(text) < most:
+                ranked += [(said + log_probs[token], (*text, token), False) for token in TOKENS]
+        ranked = sorted(ranked, reverse=True)[:beam_size]
+        ended |= {text: score for score, text, ends in ranked if ends}
+        going = [text for _, text, ends in ranked if not ends]
+    return sorted(((score, text) for text, score in ended.items()), reverse=True)[:beam_size]
+
+
+def spoken_so_far(model, state, text):
+    total = 0.0
+    for read, said in zip([BOS_ID, *text], text, strict=False):
+        logits, state = model.decoder.step(torch.tensor([read]), state)
+        logits[:, [BLANK_ID, BOS_ID]] = -torch.inf
+        total += logits.log_softmax(-1)[0, said].item()
+    return total
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("beam_size", [1, 2, 4, 9])
+def test_with_no_weight_on_ctc_it_is_the_decoders_own_beam_search(model, beam_size):
+    lengths = set()
+    for seed in range(6):
+        log_probs, state = random_case(model, 20, seed)
+        found = search_one(log_probs, model.decoder, state, beam_size, 0.0, margin=math.inf, most=[5])
+        expected = decoder_only(model, state, beam_size, 5)
+        assert [h.tokens for h in found] == [text for _, text in expected]
+        assert [h.log_prob for h in found] == pytest.approx([score for score, _ in expected], abs=1e-9)
+        lengths.add(len(found[0].tokens))
+    assert len(lengths) > 1
+
+
+@torch.no_grad()
+def test_the_decoders_beam_of_one_is_greedy(model):
+    states, lengths = torch.randn(6, 20, CONFIG.d_model, dtype=torch.float64), torch.tensor([20, 20, 3, 20, 11, 20])
+    most = torch.tensor([9, 5, 3, 9, 9, 0])
+    greedy = autoregressive_greedy(model.decoder, states, lengths, most)
+    log_probs = [np.log(np.full((length, 6), 1 / 6)) for length in lengths.tolist()]
+    memory = model.decoder.read_memory(states, lengths)
+    config = SearchConfig("joint", beam_size=1, ctc_weight=0.0)
+    found = joint_beam(log_probs, model.decoder, memory, config, margin=math.inf, most=most.tolist())
+    assert [list(texts[0].tokens) for texts in found] == greedy and len(set(map(len, greedy))) > 2
 
 
 @torch.no_grad()

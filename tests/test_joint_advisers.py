@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 import torch
 from joint_cases import search_one
-from test_readings import PIECES, SPELLINGS, WIDE, build, every_text, random_case, readings, tree_of
+from test_joint_tokens import PIECES, SPELLINGS, WIDE, build, every_text, random_case, readings, tree_of
 
 from samba_asr.config import LanguageModelConfig, MixerConfig, SearchConfig
 from samba_asr.decoding.advisers import Advisers
 from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.pool import Pool
-from samba_asr.decoding.readings import Reader
 from samba_asr.decoding.search import search_stretches, search_tokens
 from samba_asr.decoding.timing import Timing
 from samba_asr.model.language_model import LanguageModel
@@ -25,10 +24,9 @@ pool_init = Pool.__init__
 
 @pytest.fixture(autouse=True)
 def exact(monkeypatch):
-    """A search that listens in one place always and gives up no reading, so that scores depend on the text alone."""
+    """A search that listens in one place always, so that scores depend on the text alone."""
     monkeypatch.setattr(Timing, "begin", lambda self: PLACE)
-    monkeypatch.setattr(Timing, "after", lambda self, *args: PLACE)
-    monkeypatch.setattr(Reader.__init__, "__defaults__", (math.inf,))
+    monkeypatch.setattr(Timing, "following", lambda self, *args: PLACE)
 
 
 @pytest.fixture
@@ -217,7 +215,7 @@ def test_what_is_hoped_for_is_read_before(model):
     found = search_one(log_probs, model.decoder, state, margin=6.5, **settings)
     exact = search_one(log_probs, model.decoder, state, margin=math.inf, **settings)
     assert found[0].tokens == exact[0].tokens == (4, 5)
-    assert found[0].log_prob == pytest.approx(exact[0].log_prob, abs=1e-6)
+    assert exact[0].log_prob - 0.01 <= found[0].log_prob <= exact[0].log_prob + 1e-9  # readings far behind are lost
 
 
 @torch.no_grad()

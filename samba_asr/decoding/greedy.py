@@ -1,12 +1,9 @@
 """Greedy searches: the best path of the CTC head, and the decoder one token after the other."""
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from samba_asr.decoding.timing import Follower, Timing
-from samba_asr.model.decoder import Decoder, DecoderState
+from samba_asr.model.decoder import Decoder
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 UNSAID = (BLANK_ID, BOS_ID, EOS_ID)
@@ -48,33 +45,3 @@ def autoregressive_greedy(
         if len(going) < len(rows):
             rows, tokens, state = rows[going], tokens[going], state.reorder(going)
     return results
-
-
-def window_greedy(
-    decoder: Decoder, state: DecoderState, log_probs: NDArray[np.floating], spellings: Tensor | None, max_tokens: int
-) -> list[int]:
-    """As :func:`autoregressive_greedy`, for a decoder that listens by windows: CTC tells where it has to listen for
-    what comes next, and has no say in what that is.
-
-    state: from :meth:`Decoder.read_memory`, of this recording alone; log_probs: CTC's, (states, vocab_size); spellings:
-    (vocab_size, longest) the pieces of each token, -1 after the last; None: each token is a piece.
-    """
-    text: list[int] = []
-    if not len(log_probs):
-        return text
-    device = decoder.embedding.weight.device
-    timing, follower = Timing(log_probs), Follower(log_probs)
-    token, place = BOS_ID, timing.begin()
-    while len(text) < max_tokens:
-        logits, state = decoder.step(
-            torch.tensor([token], device=device), state, places=torch.tensor([place], device=device)
-        )
-        logits[:, [BLANK_ID, BOS_ID]] = -torch.inf
-        token = int(logits.argmax())
-        if token == EOS_ID:
-            break
-        text.append(token)
-        pieces = [token] if spellings is None else [piece for piece in spellings[token].tolist() if piece >= 0]
-        for piece in pieces:
-            place = timing.following(follower.follow(piece), piece)
-    return text

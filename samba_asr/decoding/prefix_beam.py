@@ -1,7 +1,6 @@
 """CTC prefix beam search: the likeliest texts of one recording, each with all its paths (arXiv 1408.2873)."""
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +11,6 @@ from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 MARGIN = 10.0
 """A token this many nats below its state's best one starts nothing: paths through it are lost, e^-10 of a text's."""
-
-
-HOPED_MARGIN = 9.0
-"""As MARGIN, of tokens that a scorer hopes for."""
 
 
 class Hypothesis(NamedTuple):
@@ -74,18 +69,16 @@ class PrefixBeam:
         self._numbers = {self.ROOT: 0}
         self._keys = [self.ROOT]
 
-    def grow(self, step: Step, hoped: Mapping[int, Sequence[int]] | None = None) -> dict[int, Paths]:
-        """Move every prefix over one state: stay by blank or repetition, or grow by a token. hoped: tokens that may
-        lengthen a prefix, by its key, though they may lengthen no other, if they are within HOPED_MARGIN."""
+    def grow(self, step: Step) -> dict[int, Paths]:
+        """Move every prefix over one state: stay by blank or repetition, or grow by a token."""
         beam, vocab_size, probs = self.beam, self._vocab_size, step.probs
         blank = probs.item(BLANK_ID)
         voiced = {key: paths.voiced * probs.item(key % vocab_size) for key, paths in beam.items()}
-        hoped = hoped or {}
         for key, paths in beam.items() if step.starts else ():
             total = paths.blank + paths.voiced
             last = key % vocab_size
             first_child = self._number(key) * vocab_size
-            for token, prob in _with_hoped(step, hoped[key]) if key in hoped else step.starts:
+            for token, prob in step.starts:
                 # The same token again is a new one only after a blank.
                 grown = (paths.blank if token == last else total) * prob
                 child = first_child + token
@@ -135,13 +128,6 @@ def ctc_prefix_beam(log_probs: NDArray[np.floating], beam_size: int, margin: flo
         ranked = sorted(((blank + voiced, key) for key, (blank, voiced) in grown.items()), reverse=True)[:beam_size]
         search.keep({key: grown[key] for prob, key in ranked if prob})
     return [Hypothesis(search.text(key), math.log(sum(paths)) + search.log_scale) for key, paths in search.beam.items()]
-
-
-def _with_hoped(step: Step, hoped: Sequence[int]) -> list[tuple[int, float]]:
-    started = {token for token, _ in step.starts}
-    others = ((token, step.probs.item(token)) for token in sorted(set(hoped) - started))
-    floor = math.exp(-HOPED_MARGIN)
-    return [*step.starts, *((token, prob) for token, prob in others if prob > floor)]
 
 
 def _starts(probs: NDArray[np.float64], count: int, margin: float) -> list[list[tuple[int, float]]]:

@@ -1,5 +1,6 @@
 """One way in for every search."""
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from samba_asr.config import SearchConfig
 from samba_asr.decoding.advisers import NOBODY, Advisers
-from samba_asr.decoding.greedy import UNSAID, autoregressive_greedy, ctc_greedy, window_greedy
+from samba_asr.decoding.greedy import UNSAID, autoregressive_greedy, ctc_greedy
 from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import Hypothesis, ctc_prefix_beam
 from samba_asr.decoding.rescoring import Reading, rescore
@@ -118,10 +119,7 @@ def _decoder_search(
     what CTC says of each, (states, vocab_size)."""
     utterances = [row[:length] for row, length in zip(log_probs, encoder_lengths.tolist(), strict=True)]
     if config.search == "joint":
-        memory = model.decoder.read_memory(encoder_out, encoder_lengths)
-        tree = spelling_tree(model.spellings, model.config.ctc_vocab_size)
-        found = joint_beam(utterances, model.decoder, memory, config, advisers, tree=tree)
-        return [(list(texts[0].tokens), tuple(texts)) for texts in found]
+        return _joint(model, encoder_out, encoder_lengths, utterances, config, advisers)
     if config.search == "rescoring":
         n_best = [ctc_prefix_beam(utterance, config.beam_size) for utterance in utterances]
         weights = (config.ctc_weight, config.length_bonus)
@@ -131,14 +129,24 @@ def _decoder_search(
     max_tokens = torch.ceil(seconds * config.max_tokens_per_second).to(torch.int64)
     if model.decoder.listening == "state":
         return _alone(autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens))
+    alone = dataclasses.replace(config, beam_size=1, ctc_weight=0.0, length_bonus=0.0)
+    found = _joint(model, encoder_out, encoder_lengths, utterances, alone, NOBODY, max_tokens.tolist())
+    return _alone([tokens for tokens, _ in found])
+
+
+def _joint(
+    model: SambaASR,
+    encoder_out: Tensor,
+    encoder_lengths: Tensor,
+    utterances: Sequence[NDArray[np.floating]],
+    config: SearchConfig,
+    advisers: Advisers,
+    most: Sequence[int] | None = None,
+) -> list[Texts]:
     memory = model.decoder.read_memory(encoder_out, encoder_lengths)
-    states = [memory.reorder(torch.tensor([row], device=encoder_out.device)) for row in range(len(utterances))]
-    return _alone(
-        [
-            window_greedy(model.decoder, state, utterance, model.spellings, most)
-            for state, utterance, most in zip(states, utterances, max_tokens.tolist(), strict=True)
-        ]
-    )
+    tree = spelling_tree(model.spellings, model.config.ctc_vocab_size)
+    found = joint_beam(utterances, model.decoder, memory, config, advisers, tree=tree, most=most)
+    return [(list(texts[0].tokens), tuple(texts)) for texts in found]
 
 
 def _read(

@@ -40,8 +40,16 @@ class SpellingTree:
                 raise ValueError(f"tokens {token} and {other} are both spelt {pieces}")
         self.order: NDArray[np.int64] = np.array([token for _, token in spelt], np.int64)
         """Tokens, (spelt,): those below a node are neighbours."""
+        self.pieces: dict[int, tuple[int, ...]] = {token: pieces for pieces, token in spelt}
+        """Of each token."""
         self.nodes: list[Node] = []
         self._build([pieces for pieces, _ in spelt], 0, len(spelt), 0)
+
+    def single(self, piece: int) -> int | None:
+        """Return the token that is this piece alone."""
+        child = self.nodes[self.ROOT].children.get(piece)
+        place = None if child is None else self.nodes[child].token
+        return None if place is None else int(self.order[place])
 
     def tokens(self, pieces: Sequence[int]) -> list[int]:
         """Return tokens that pieces spell, each the longest one from where the last ended; pieces that spell none are
