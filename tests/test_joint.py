@@ -15,7 +15,7 @@ from samba_asr.config import SearchConfig
 from samba_asr.decoding.greedy import autoregressive_greedy
 from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
-from samba_asr.decoding.rescoring import decoder_log_probs, rescore
+from samba_asr.decoding.rescoring import rescore
 from samba_asr.decoding.search import search_tokens
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
@@ -92,8 +92,9 @@ def test_with_all_the_weight_on_ctc_it_finds_what_prefix_search_does(model):
         expected = ctc_prefix_beam(log_probs, WIDE, margin=math.inf)
         assert [h.tokens for h in found] == [h.tokens for h in expected]
         assert [h.log_prob for h in found] == pytest.approx([h.log_prob for h in expected], abs=1e-9)
-        narrow = search_one(log_probs, model.decoder, state, 4, 1.0, margin=math.inf)
-        assert narrow[0] == found[0] and len(narrow) == 4
+        scores = dict(expected)
+        for text, score in search_one(log_probs, model.decoder, state, 4, 1.0, margin=math.inf):
+            assert score == pytest.approx(scores[text], abs=1e-9)  # a narrow beam, too, counts all paths of a text
 
 
 def decoder_only(model, state, beam_size, most):
@@ -129,40 +130,35 @@ def spoken_so_far(model, state, text):
 @torch.no_grad()
 @pytest.mark.parametrize("beam_size", [1, 2, 4, 9])
 def test_with_no_weight_on_ctc_it_is_the_decoders_own_beam_search(model, beam_size):
-    lengths = set()
     for seed in range(6):
         log_probs, state = random_case(model, 20, seed)
         found = search_one(log_probs, model.decoder, state, beam_size, 0.0, margin=math.inf, most=[5])
         expected = decoder_only(model, state, beam_size, 5)
         assert [h.tokens for h in found] == [text for _, text in expected]
         assert [h.log_prob for h in found] == pytest.approx([score for score, _ in expected], abs=1e-9)
-        lengths.add(len(found[0].tokens))
-    assert len(lengths) > 1
+        assert beam_size < 4 or len(found) > 1
 
 
 @torch.no_grad()
 def test_the_decoders_beam_of_one_is_greedy(model):
-    states, lengths = torch.randn(6, 20, CONFIG.d_model, dtype=torch.float64), torch.tensor([20, 20, 3, 20, 11, 20])
+    states, lengths = torch.randn(6, 25, CONFIG.d_model, dtype=torch.float64), torch.tensor([20, 20, 19, 20, 25, 20])
     most = torch.tensor([9, 5, 3, 9, 9, 0])
     greedy = autoregressive_greedy(model.decoder, states, lengths, most)
     log_probs = [np.log(np.full((length, 6), 1 / 6)) for length in lengths.tolist()]
     memory = model.decoder.read_memory(states, lengths)
     config = SearchConfig("joint", beam_size=1, ctc_weight=0.0)
     found = joint_beam(log_probs, model.decoder, memory, config, margin=math.inf, most=most.tolist())
-    assert [list(texts[0].tokens) for texts in found] == greedy and len(set(map(len, greedy))) > 2
+    assert [list(texts[0].tokens) for texts in found] == greedy and greedy[0] and greedy[5] == []
 
 
 @torch.no_grad()
-def test_a_narrow_beam_finds_most_of_what_a_wide_one_does(model):
-    same = 0
-    for seed in range(20):
-        log_probs, state = random_case(model, 6, seed)
-        (best, *_), (found, *_) = (
-            search_one(log_probs, model.decoder, state, size, 0.5, margin=math.inf) for size in (WIDE, 6)
-        )
-        assert found.log_prob <= best.log_prob + 1e-9
-        same += found.tokens == best.tokens
-    assert same >= 16
+def test_wider_beams_find_better_texts(model):
+    cases = [random_case(model, 5, seed) for seed in range(12)]
+    means = []
+    for size in (1, 3, 9, WIDE):
+        found = [search_one(lp, model.decoder, state, size, 0.5, margin=math.inf)[0].log_prob for lp, state in cases]
+        means.append(sum(found))
+    assert all(wider >= narrower - 1e-9 for narrower, wider in itertools.pairwise(means)) and means[0] < means[3]
 
 
 @torch.no_grad()
@@ -230,19 +226,18 @@ def test_on_speech_it_finds_no_worse_a_text_than_rescoring(clips):
     log_probs = model.ctc_log_probs(encoder_out)
     state = model.decoder.read_memory(encoder_out, lengths)
     best = search_one(log_probs[0].numpy(), model.decoder, state, 8, 0.6, 0.5)[0]
-    wide = search_one(log_probs[0].numpy(), model.decoder, state, 512, 0.6, 0.5, margin=40.0)[0]
+    wide = search_one(log_probs[0].numpy(), model.decoder, state, 32, 0.6, 0.5, margin=20.0)[0]
     n_best = ctc_prefix_beam(log_probs[0].numpy(), 8)
     (rescored,) = rescore(model.decoder, encoder_out, lengths, [n_best], 0.6, 0.5)
 
     def total(text):
         targets = torch.tensor([list(text)])
         ctc = -torch.nn.functional.ctc_loss(
-            log_probs.transpose(0, 1), targets, lengths, torch.tensor([len(text)]), blank=BLANK_ID, reduction="sum"
+            log_probs.double().transpose(0, 1), targets, lengths, torch.tensor([len(text)]), BLANK_ID, reduction="sum"
         )
-        said = decoder_log_probs(model.decoder, state, [text])[0]
-        return float(0.6 * ctc + 0.4 * said + 0.5 * len(text))
+        return float(0.6 * ctc + 0.4 * spoken(model, state, text) + 0.5 * len(text))
 
-    assert wide.log_prob == pytest.approx(total(wide.tokens), abs=0.02)
-    assert best.log_prob <= total(best.tokens) + 1e-3  # it counts some of a text's paths, never more
-    assert total(wide.tokens) >= total(best.tokens) - 1e-3
-    assert total(best.tokens) > total(rescored) + 1
+    for found in (best, wide):
+        assert found.log_prob == pytest.approx(total(found.tokens), abs=1e-3)
+    assert wide.log_prob >= best.log_prob
+    assert best.log_prob > total(rescored) + 1

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from model_fixture import CONFIG
@@ -13,14 +14,15 @@ from safetensors.torch import load_file
 
 from samba_asr.config import CONFIG_VERSION, CTCConfig, DecoderConfig, SearchConfig
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
+from samba_asr.decoding.prefix_scores import PrefixScores, softened
 from samba_asr.decoding.search import search_tokens
 from samba_asr.decoding.spelling import spelling_tree
-from samba_asr.decoding.timing import Follower, Timing
+from samba_asr.decoding.timing import Timing
 from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.asr import PLACE_JITTER, SambaASR, decoder_pairs, exchanged
 from samba_asr.model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from samba_asr.ssm.mixer import Move
-from samba_asr.text.tokenizer import BOS_ID, EOS_ID, Tokenizer
+from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, Tokenizer
 from samba_asr.training.config import DataConfig, SpecAugmentConfig, TrainingConfig
 from samba_asr.training.data import Example, collate
 from samba_asr.training.module import TrainingModule
@@ -221,7 +223,7 @@ def test_rescoring_reads_each_text_where_ctc_aligns_it():
 @torch.no_grad()
 @pytest.mark.parametrize("ctc_layers", [0, 1])
 def test_the_decoder_alone_says_its_best_token_where_ctc_hears_the_next_one(ctc_layers):
-    """Against the whole text at once, with the places that a Follower finds for it."""
+    """Against the whole text at once, with the places where CTC says each piece first."""
     torch.manual_seed(8)
     model = build(ctc_layers=ctc_layers).eval()
     model.ctc_head.weight *= 6
@@ -233,19 +235,23 @@ def test_the_decoder_alone_says_its_best_token_where_ctc_hears_the_next_one(ctc_
         one, length = states[row : row + 1, : lengths[row]], lengths[row : row + 1]
         assert search_tokens(model, one, length, config) == [found[row]]
         log_probs = model.ctc_log_probs(one, length)[0].numpy()
-        timing, follower = Timing(log_probs), Follower(log_probs)
-        places = [timing.begin()]
-        for token in found[row]:
-            heard = [(follower.follow(piece), piece) for piece in SPELLINGS.get(token, (token,))]
-            places.append(timing.following(*heard[-1]))
-        inputs = torch.tensor([[BOS_ID, *found[row]]])
+        timing, scores = Timing(log_probs), PrefixScores(softened(log_probs, config.spelling_weight))
+        places, reached, text, pieces = [timing.begin()], scores.begin(), [], [BLANK_ID]
         memory = model.decoder.read_memory(one, length)
-        logits, _ = model.decoder(inputs, torch.tensor([inputs.shape[1]]), memory, torch.tensor([places]))
-        logits[:, :, [0, 2]] = -torch.inf
-        best = logits[0].argmax(-1).tolist()
         most = math.ceil(float(length) * model.seconds_per_state * 9)
-        assert best[: len(found[row])] == found[row]
-        assert best[-1] == EOS_ID or len(found[row]) == most
+        while len(text) < most:
+            inputs = torch.tensor([[BOS_ID, *text]])
+            logits, _ = model.decoder(inputs, torch.tensor([inputs.shape[1]]), memory, torch.tensor([places]))
+            logits[:, :, [0, 2]] = -torch.inf
+            token = int(logits[0, -1].argmax())
+            if token == EOS_ID:
+                break
+            text.append(token)
+            for piece in SPELLINGS.get(token, (token,)):
+                said, reached = scores.lengthen(reached, np.array(pieces[-1:]), np.array([piece]))
+                pieces.append(piece)
+            places.append(timing.following(int(said.argmax()), pieces[-1]))
+        assert pieces[1:] == found[row]
 
 
 @torch.no_grad()

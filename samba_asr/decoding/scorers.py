@@ -1,8 +1,7 @@
 """What may have a say in joint search beside CTC: two small interfaces, and each scorer is a file of its own.
 
 - A :class:`TokenScorer` tells the next token of many texts at once, as networks do: the decoder and the language model
-  (:mod:`samba_asr.decoding.networks`). Their tokens may be longer than CTC's pieces; :mod:`samba_asr.decoding.readings`
-  reads pieces as tokens.
+  (:mod:`samba_asr.decoding.networks`). Their tokens may be longer than CTC's pieces.
 - A :class:`PieceScorer` judges one piece after the other, and is cheap: n-grams (:mod:`samba_asr.decoding.ngram`) and
   hotwords (:mod:`samba_asr.decoding.hotwords`).
 """

@@ -88,6 +88,8 @@ class Longer:
     given: float
     remembered: tuple[Any, ...]
     """All three as if it was there."""
+    at_most: float
+    """The longer text's score, if CTC were certain of the token."""
 
 
 @dataclass(slots=True, eq=False)
@@ -143,7 +145,8 @@ class TokenBeam:
         if weights.beam_size < 1:
             raise ValueError(f"beam_size ({weights.beam_size}) must be positive")
         self._tree, self._weights, self._margin = tree, weights, margin
-        self._pool, self._start = pool or (None, 0)
+        self._pool: Pool | None = pool[0] if pool else None
+        self._start = pool[1] if pool else 0
         self._most = 0 if not len(log_probs) else math.inf if most is None else most
         self._timing = Timing(log_probs)
         self._scores = PrefixScores(softened(log_probs, weights.spelling))
@@ -153,8 +156,9 @@ class TokenBeam:
         texts, endings = [self._empty()], Endings(self._weights)
         while texts:
             answers = yield from self._read(texts)
-            longer = self._judged(self._considered(texts, answers)) if texts[0].tokens < self._most else []
-            ranked = sorted([*self._ended(texts, answers), *longer], key=lambda each: -each.score)
+            longer = self._lengthened(texts, answers) if texts[0].tokens < self._most else []
+            both: list[Ended | Text] = [*self._ended(texts, answers), *longer]
+            ranked = sorted(both, key=lambda each: -each.score)
             least = max(endings.best, ranked[0].score) - self._margin
             kept = [each for each in ranked[: self._weights.beam_size] if -math.inf < each.score >= least]
             for each in kept:
@@ -194,20 +198,20 @@ class TokenBeam:
             ctc = float(text.reached.whole()[0])
             yield Ended(text.pieces, said, ctc, given, weights.score(said, ctc, given))
 
-    def _considered(self, texts: Sequence[Text], answers: NDArray[np.float64] | None) -> list[Longer]:
-        """Return the longer texts that CTC is to be asked about: the likeliest for the others, and what CTC hears."""
-        likely: list[tuple[float, Longer]] = []
-        heard: list[Longer] = []
-        for row, text in enumerate(texts):
-            answer = None if answers is None else answers[row]
-            tokens = self._likely(answer)
-            spoken = [self._lengthened(text, token, answer) for token in tokens]
-            likely += [(self._weights.score(each.said, text.ctc, each.given), each) for each in spoken]
-            heard += [self._lengthened(text, token, answer) for token in self._heard(text) if token not in tokens]
-        least = max((at_most for at_most, _ in likely), default=0.0) - self._margin
-        likely.sort(key=lambda each: -each[0])
-        count = CONSIDERED * self._weights.beam_size
-        return [each for at_most, each in likely[:count] if at_most >= least] + heard
+    def _lengthened(self, texts: Sequence[Text], answers: NDArray[np.float64] | None) -> list[Text]:
+        """Return longer texts, CTC's judgement included: those likeliest for the others, and with what CTC hears where
+        it finds all of these doubtful, or piece scorers may prefer it."""
+        rows = [(text, None if answers is None else answers[row]) for row, text in enumerate(texts)]
+        likely = [self._with(text, token, answer) for text, answer in rows for token in self._likely(answer)]
+        likely.sort(key=lambda each: -each.at_most)
+        least = likely[0].at_most - self._margin if likely else math.inf
+        likely = [each for each in likely[: CONSIDERED * self._weights.beam_size] if each.at_most >= least]
+        longer = self._judged(likely)
+        if self._weights.scorers or max((each.score for each in longer), default=-math.inf) < least:
+            known = {(each.text, each.token) for each in likely}
+            pairs = [(text, token, answer) for text, answer in rows for token in self._heard(text)]
+            longer += self._judged([self._with(*pair) for pair in pairs if pair[:2] not in known])
+        return longer
 
     def _likely(self, answer: NDArray[np.float64] | None) -> list[int]:
         """Return the likeliest tokens; answer: what the pool says of all, (vocab_size,)."""
@@ -235,7 +239,7 @@ class TokenBeam:
             if token is not None:
                 yield token
 
-    def _lengthened(self, text: Text, token: int, answer: NDArray[np.float64] | None) -> Longer:
+    def _with(self, text: Text, token: int, answer: NDArray[np.float64] | None) -> Longer:
         said = text.said if answer is None else text.said + answer.item(token)
         pieces, given, remembered = self._tree.pieces[token], text.given, list(text.remembered)
         for piece in pieces:
@@ -243,7 +247,8 @@ class TokenBeam:
             for number, (weight, scorer) in enumerate(self._weights.scorers):
                 added, remembered[number] = scorer.score(remembered[number], piece)
                 given += weight * added
-        return Longer(text, token, pieces, said, given, tuple(remembered))
+        at_most = self._weights.score(said, text.ctc, given)
+        return Longer(text, token, pieces, said, given, tuple(remembered), at_most)
 
     def _judged(self, longer: Sequence[Longer]) -> list[Text]:
         """Ask CTC."""
@@ -251,9 +256,9 @@ class TokenBeam:
             return []
         voiced, blank = (np.concatenate(part) for part in zip(*(each.text.reached for each in longer), strict=True))
         lasts = np.array([each.text.pieces[-1] if each.text.pieces else BLANK_ID for each in longer])
-        said, live = np.empty_like(voiced), np.arange(len(longer))
+        said, live = np.empty_like(voiced), list(range(len(longer)))
         for depth in range(max(len(each.pieces) for each in longer)):
-            live = live[[len(longer[i].pieces) > depth for i in live]]
+            live = [i for i in live if len(longer[i].pieces) > depth]
             pieces = np.array([longer[i].pieces[depth] for i in live])
             reached = Reached(voiced[live], blank[live])
             said[live], (voiced[live], blank[live]) = self._scores.lengthen(reached, lasts[live], pieces)
