@@ -228,7 +228,7 @@ def test_the_decoder_alone_says_its_best_token_where_ctc_hears_the_next_one(ctc_
     model = build(ctc_layers=ctc_layers).eval()
     model.ctc_head.weight *= 6
     states, lengths = torch.randn(3, 40, 32, dtype=torch.float64), torch.tensor([40, 0, 25])
-    config = SearchConfig("autoregressive", max_tokens_per_second=9.0)
+    config = SearchConfig("autoregressive", max_tokens_per_second=4.0)
     found = search_tokens(model, states, lengths, config)
     assert found[1] == [] and found[0] and all(token not in (0, 2, 3) for row in found for token in row)
     for row in (0, 2):
@@ -238,7 +238,7 @@ def test_the_decoder_alone_says_its_best_token_where_ctc_hears_the_next_one(ctc_
         timing, scores = Timing(log_probs), PrefixScores(softened(log_probs, config.spelling_weight))
         places, reached, text, pieces = [timing.begin()], scores.begin(), [], [BLANK_ID]
         memory = model.decoder.read_memory(one, length)
-        most = math.ceil(float(length) * model.seconds_per_state * 9)
+        most = math.ceil(float(length) * model.seconds_per_state * 4)
         while len(text) < most:
             inputs = torch.tensor([[BOS_ID, *text]])
             logits, _ = model.decoder(inputs, torch.tensor([inputs.shape[1]]), memory, torch.tensor([places]))
