@@ -13,11 +13,12 @@ from samba_asr.transcript import Alternative, Transcript
 
 
 def forget_shapes() -> None:
-    """Keep oneDNN from holding memory for each length that it has met: some 25 MB, in a cache of 1024 primitives.
+    """Keep oneDNN from holding memory for each length that it has met: some 25 MB, in a cache of 1024 primitives. A
+    few are enough for what comes again and again, such as a stream's chunks.
 
     It reads this when it first works; who set it otherwise is left alone.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 class Cutter:

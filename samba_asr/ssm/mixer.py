@@ -230,9 +230,9 @@ class Mamba2(nn.Module):
         self, projected: Tensor, lengths: Tensor | None, state: MixerState | None, reverse: bool
     ) -> tuple[Tensor, MixerState]:
         """As :meth:`Mamba.mix`."""
-        state = state or self.initial_state(len(projected))
+        conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
         z, mixed, delta = self._split(projected)
-        mixed, conv = causal_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)
+        mixed, conv = causal_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, lengths, conv, reverse)
         x, B, C = self._selection(mixed)
         y, ssm = ssd_scan(
             x,
@@ -244,7 +244,7 @@ class Mamba2(nn.Module):
             self.dt_bias,
             delta_softplus=True,
             lengths=lengths,
-            initial_state=state.ssm,
+            initial_state=ssm,
             return_last_state=True,
             reverse=reverse,
             chunk_size=self.chunk_size,
