@@ -40,7 +40,8 @@ ALLOWED = {
     "search_options": set(),
     "picture": {"transcript"},
     "long_form": RECOGNISER | {"transcript"},
-    "transcriber": RECOGNISER | {"transcript", "long_form"},
+    "one_pass": RECOGNISER,
+    "transcriber": RECOGNISER | {"transcript", "long_form", "one_pass"},
     "export": RECOGNISER | {"transcript", "transcriber"},
     "job": RECOGNISER | {"transcript", "transcriber", "writers", "recordings", "outputs", "console"},
     "cli": RECOGNISER

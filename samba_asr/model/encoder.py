@@ -1,15 +1,20 @@
 """The encoder: convolutional subsampling and bidirectional Mamba blocks."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from samba_asr.config import MixerConfig, ModelConfig
 from samba_asr.model.feedforward import FeedForward, ResidualDrop
 from samba_asr.model.subsampling import build_subsampling
-from samba_asr.ssm.hydra import Hydra
-from samba_asr.ssm.mixer import BidirectionalMixer
+from samba_asr.ssm.hydra import Hydra, HydraState
+from samba_asr.ssm.mixer import BidirectionalMixer, MixerState
 from samba_asr.ssm.padding import mask_padding
 from samba_asr.ssm.pieces import joined, spans
+
+BlockState = MixerState | HydraState
+"""What a block remembers of the chunks so far: its mixer's state."""
 
 
 class EncoderBlock(nn.Module):
@@ -43,6 +48,16 @@ class EncoderBlock(nn.Module):
             pieces = [x[:, start:end] for start, end in spans(x.shape[1])]
             x = joined([piece + self.drop(self.ff(piece)) for piece in pieces])
         return x, lengths
+
+    def initial_state(self, batch: int) -> BlockState:
+        """Return the state before any frame."""
+        return self.mixer.initial_state(batch)
+
+    def advance(self, x: Tensor, state: BlockState, ahead: int = 0) -> tuple[Tensor, BlockState]:
+        """Go on by a chunk, in evaluation mode: as :meth:`BidirectionalMixer.advance`."""
+        y, after = self.mixer.advance(self.norm(x), state, ahead)  # type: ignore[arg-type]  # of the mixer's own kind
+        x = x + y
+        return x if self.ff is None else x + self.ff(x), after
 
 
 class Encoder(nn.Module):
@@ -82,3 +97,29 @@ class Encoder(nn.Module):
             if outputs is not None:
                 outputs.append(x)
         return mask_padding(self.norm(x), lengths), lengths
+
+    def advance(
+        self, x: Tensor, states: tuple[BlockState, ...], ahead: int = 0
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
+        """Go on by a chunk of what the stem gives, in evaluation mode: x (batch, states, d_model), to encoder_out,
+        shaped like it, and the blocks' states; ahead: as in :meth:`BidirectionalMixer.advance`. Chunk after chunk, what
+        :meth:`forward` gives with such chunks."""
+        x, states = advance_blocks(self.blocks, x, states, ahead)
+        return self.norm(x), states
+
+
+def initial_states(blocks: Iterable[nn.Module], batch: int) -> tuple[BlockState, ...]:
+    """Return the state of each block before any frame."""
+    return tuple(block.initial_state(batch) for block in blocks if isinstance(block, EncoderBlock))
+
+
+def advance_blocks(
+    blocks: Iterable[nn.Module], x: Tensor, states: tuple[BlockState, ...], ahead: int = 0
+) -> tuple[Tensor, tuple[BlockState, ...]]:
+    """Go on by a chunk through some blocks, as :meth:`EncoderBlock.advance` through one."""
+    after = []
+    for block, state in zip(blocks, states, strict=True):
+        assert isinstance(block, EncoderBlock)
+        x, of_block = block.advance(x, state, ahead)
+        after.append(of_block)
+    return x, tuple(after)
