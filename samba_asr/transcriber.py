@@ -3,7 +3,8 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from samba_asr.audio.load import StoredAudio, Waveform, open_audio
 from samba_asr.audio.segments import Span
+from samba_asr.batches import Batches, Outcome
 from samba_asr.config import Search, SearchConfig
 from samba_asr.decoding.advisers import NOBODY, Advisers, advisers_of, load_lm
 from samba_asr.decoding.hotwords import read_hotwords
@@ -29,12 +31,15 @@ from samba_asr.model.pretrained import resolve_model
 from samba_asr.text.tokenizer import SPECIAL_IDS, Tokenizer
 from samba_asr.transcript import Alternative, Transcript, Word
 
+Audio = str | Path | np.ndarray | StoredAudio
+"""A file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz), or what
+:func:`samba_asr.audio.load.open_audio` gives."""
 Hotwords = str | Path | Mapping[str, float] | Sequence[str]
 """A list such as "Nadezhda,Kubernetes:2", a file's path, or phrases, perhaps with their weights."""
 
 BATCH_SIZE, GPU_BATCH_SIZE = 2, 16
-"""Spans of recordings at once, on a CPU and elsewhere: what is held in memory does not grow with the recording. Four
-are a tenth faster on a core, and hold more."""
+"""Spans of recordings at once, on a CPU and elsewhere: what is held in memory does not grow with the recording. Two take
+a fifth less of a core than one, four a quarter less, and hold more."""
 
 
 class Transcriber:
@@ -144,11 +149,8 @@ class Transcriber:
             self._advisers = key, advisers_of(self.search, self.lm, self.hotwords, self._pieces)
         return self._advisers[1]
 
-    def transcribe(
-        self, audio: str | Path | np.ndarray | StoredAudio, *, hotwords: Hotwords | None = None, n_best: int = 1
-    ) -> Transcript:
-        """Transcribe a file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz), or what
-        :func:`samba_asr.audio.load.open_audio` gives.
+    def transcribe(self, audio: Audio, *, hotwords: Hotwords | None = None, n_best: int = 1) -> Transcript:
+        """Transcribe a recording.
 
         hotwords: instead of the transcriber's own; n_best: with 2 or more the transcript holds so many texts, or as
         many as the beam has. Raises FileNotFoundError or AudioDecodeError for a file that gives no audio, ValueError
@@ -156,6 +158,22 @@ class Transcriber:
         """
         waveform = open_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else audio
         return self.transcribe_batch([waveform], hotwords=hotwords, n_best=n_best)[0]
+
+    def transcribe_many(
+        self, recordings: Iterable[Audio | Exception], *, hotwords: Hotwords | None = None, n_best: int = 1
+    ) -> Iterator[Outcome]:
+        """Transcribe any number of recordings, spans of several at once. Yield in their order, each as soon as it can
+        be, the transcript that :meth:`transcribe` gives or the error that it raises, and the seconds that it took.
+
+        recordings: taken one by one, a little ahead, and never many held; an error among them, as of one that could not
+        be read, is its own result. hotwords, n_best: as of :meth:`transcribe`. Raises ValueError as :meth:`check`.
+        """
+        if hotwords is not None:
+            return self._with_hotwords(_weights(hotwords)).transcribe_many(recordings, n_best=n_best)
+        self.check(n_best)
+        hear = partial(self._heard_in_batches, size=self.batch_size, n_best=n_best)
+        join = partial(self._joined, n_best=n_best)
+        return Batches(self._cut, hear, join, self.batch_size, self.cutter.longest).outcomes(recordings)
 
     def transcribe_batch(
         self, waveforms: Sequence[np.ndarray | StoredAudio], *, hotwords: Hotwords | None = None, n_best: int = 1
@@ -173,13 +191,7 @@ class Transcriber:
         pieces = [(array, span) for array, of_one in zip(arrays, spans, strict=True) for span in of_one]
         heard = iter(self._heard_in_batches(pieces, max(self.batch_size, len(arrays)), n_best))
         return [
-            joined(
-                [next(heard) for _ in of_one],
-                [start / self.sample_rate for start, _ in of_one],
-                len(array) / self.sample_rate,
-                self.name,
-                n_best,
-            )
+            self._joined(array, of_one, [next(heard) for _ in of_one], n_best)
             for array, of_one in zip(arrays, spans, strict=True)
         ]
 
@@ -199,6 +211,16 @@ class Transcriber:
         other = copy.copy(self)
         other.hotwords = hotwords
         return other
+
+    def _cut(self, audio: Audio) -> tuple[Waveform, list[Span]]:
+        waveform = open_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else _checked(audio)
+        return waveform, self.cutter.spans(waveform)
+
+    def _joined(
+        self, waveform: Waveform, spans: Sequence[Span], parts: Sequence[Transcript], n_best: int
+    ) -> Transcript:
+        starts = [span.start / self.sample_rate for span in spans]
+        return joined(parts, starts, len(waveform) / self.sample_rate, self.name, n_best)
 
     def _heard_in_batches(self, pieces: Sequence[tuple[Waveform, Span]], size: int, n_best: int) -> list[Transcript]:
         """Transcribe pieces of about one length at once: little of a batch is padding. The longest come first: where

@@ -184,6 +184,50 @@ def test_a_path_never_breaks_its_line(paths, transcripts, tmp_path, capsys, monk
     assert [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()] == names
 
 
+@pytest.fixture
+def all_sorts(clips, tmp_path):
+    """Recordings of many lengths: clips, one of over a minute, half a second, silence; and two that are none."""
+    waveforms = [load_audio(path) for path, _ in clips]
+    gap = np.zeros(24_000, np.float32)
+    made = {
+        "long": np.concatenate([part for waveform in [*waveforms, *waveforms[::-1]] for part in (waveform, gap)]),
+        "short": waveforms[0][30_000:38_000],
+        "silent": np.zeros(20_000, np.float32),
+    }
+    for name, waveform in made.items():
+        soundfile.write(tmp_path / f"{name}.wav", waveform, 16_000)
+    (tmp_path / "text.wav").write_text("Not audio, whatever its name says.\n" * 20)
+    names = [tmp_path / f"{name}.wav" for name in ("short", "text", "long", "missing", "silent")]
+    paths = [path for path, _ in clips]
+    return list(map(str, [*paths[:3], *names[:3], *paths[3:], *names[3:]]))
+
+
+@pytest.mark.parametrize("search", ["ctc", "joint"])
+def test_recordings_together_get_what_each_gets_alone(search, all_sorts, tmp_path, capsys):
+    formats = ["-f", "txt", "-f", "srt", "-f", "json"]
+    options = ["--search", search, "--word-timestamps"]
+    alone = [main([*options, *formats, "--output-dir", str(tmp_path / "alone"), path]) for path in all_sorts]
+    said = capsys.readouterr().err
+    lines = "".join(f"{path}\t{line}\n" for path in all_sorts for line in written(tmp_path / "alone", path, ".txt"))
+    for size in (1, 3):
+        options += ["--batch-size", str(size)]
+        out = tmp_path / f"together-{size}"
+        assert main([*options, *formats, "--output-dir", str(out), *all_sorts]) == max(alone) == 1
+        assert capsys.readouterr() == ("", said)
+        assert len(list(out.iterdir())) == 3 * alone.count(0)
+        for path in all_sorts:
+            for ending in (".txt", ".srt", ".json"):
+                assert written(out, path, ending) == written(tmp_path / "alone", path, ending)
+        assert main([*options, *all_sorts]) == 1
+        assert capsys.readouterr() == (lines, said)
+
+
+def written(folder, path, ending):
+    """Return the lines of a recording's output, none where it failed."""
+    file = folder / f"{Path(path).stem}{ending}"
+    return file.read_text().splitlines() if file.exists() else []
+
+
 # Output folder
 
 
@@ -457,14 +501,14 @@ def test_a_damaged_file_gives_what_is_left_and_says_so(paths, tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [RuntimeError("not enough\nmemory"), MemoryError()])
 def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcripts, capsys, monkeypatch):
-    transcribe = Transcriber.transcribe
+    heard = Transcriber._heard
 
-    def failing(self, waveform, **settings):
-        if len(waveform) == round(transcripts[0].duration * 16_000):
+    def failing(self, arrays, n_best):
+        if any(len(array) == round(transcripts[0].duration * 16_000) for array in arrays):
             raise error
-        return transcribe(self, waveform, **settings)
+        return heard(self, arrays, n_best)
 
-    monkeypatch.setattr(Transcriber, "transcribe", failing)
+    monkeypatch.setattr(Transcriber, "_heard", failing)
     assert main(paths[:2]) == 1
     out, err = capsys.readouterr()
     assert out == f"{paths[1]}\t{transcripts[1].text}\n"

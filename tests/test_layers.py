@@ -40,9 +40,10 @@ ALLOWED = {
     "search_options": set(),
     "picture": {"transcript"},
     "long_form": RECOGNISER | {"transcript"},
-    "transcriber": RECOGNISER | {"transcript", "long_form"},
+    "batches": FRONT | {"transcript"},
+    "transcriber": RECOGNISER | {"transcript", "long_form", "batches"},
     "export": RECOGNISER | {"transcript", "transcriber"},
-    "job": RECOGNISER | {"transcript", "transcriber", "writers", "recordings", "outputs", "console"},
+    "job": RECOGNISER | {"transcript", "transcriber", "batches", "writers", "recordings", "outputs", "console"},
     "cli": RECOGNISER
     | {"transcriber", "subtitles", "writers", "recordings", "outputs", "console", "job", "search_options"},
     "server": RECOGNISER | {"transcript", "transcriber", "subtitles", "writers"},

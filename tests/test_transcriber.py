@@ -1,6 +1,7 @@
 """From audio to a transcript."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -144,6 +145,40 @@ def test_words_are_separated_by_single_spaces(transcriber, clips, monkeypatch):
 def test_a_batch_equals_one_by_one(transcriber, waveforms):
     batch = [*waveforms, waveforms[0][:900], np.zeros(0, np.float32), np.zeros(8_000, np.float32)]
     assert_same(transcriber.transcribe_batch(batch), [transcriber.transcribe(waveform) for waveform in batch])
+
+
+def test_many_are_each_as_alone(transcriber, clips, waveforms, tmp_path):
+    """Files and waveforms, more than a batch and of all lengths; what cannot be read is in its place."""
+    given = [path for path, _ in clips] + [waveforms[1][:900], waveforms[2], np.zeros(8_000, np.float32)]
+    bad = [tmp_path / "missing.wav", np.zeros((2, 5), np.float32), AudioDecodeError("x.wav", "is odd")]
+    outcomes = list(transcriber.transcribe_many([bad[0], *given, *bad[1:]]))
+    results = [outcome.result for outcome in outcomes]
+    assert_same(results[1:-2], [transcriber.transcribe(each) for each in given])
+    assert [type(result) for result in (results[0], *results[-2:])] == [FileNotFoundError, ValueError, AudioDecodeError]
+    assert "mono" in str(results[-2]) and results[-1] is bad[-1]
+    assert all(outcome.seconds > 0 for outcome in outcomes[1:-3])
+
+
+def test_many_share_batches_and_are_not_read_before_their_time(tiny_checkpoint, waveforms, monkeypatch):
+    transcriber = Transcriber.load(tiny_checkpoint, batch_size=3)
+    sizes, heard = [], transcriber._heard
+    monkeypatch.setattr(transcriber, "_heard", lambda arrays, n: sizes.append(len(arrays)) or heard(arrays, n))
+    assert len(list(transcriber.transcribe_many(waveforms[i % 4] for i in range(12)))) == 12
+    assert sizes == [3] * 4
+    endless = transcriber.transcribe_many(itertools.repeat(waveforms[0]))
+    assert next(endless).result.text == next(endless).result.text == transcriber.transcribe(waveforms[0]).text
+    with pytest.raises(ValueError, match="must be 'joint'"):
+        transcriber.transcribe_many(waveforms, n_best=2)
+
+
+def test_many_with_hotwords_and_several_texts(tiny_checkpoint, waveforms):
+    transcriber = Transcriber.load(tiny_checkpoint, search="joint", beam_size=4, hotword_boost=5.0)
+    settings = {"hotwords": ["cat"], "n_best": 3}
+    outcomes = list(transcriber.transcribe_many(waveforms[:3], **settings))
+    expected = [transcriber.transcribe(waveform, **settings) for waveform in waveforms[:3]]
+    assert [o.result.text for o in outcomes] == [transcript.text for transcript in expected]
+    assert [[each.text for each in o.result.n_best] for o in outcomes] == [[e.text for e in t.n_best] for t in expected]
+    assert [t.text for t in expected] != [transcriber.transcribe(waveform).text for waveform in waveforms[:3]]
 
 
 def test_no_batch_at_all(transcriber):
