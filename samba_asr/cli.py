@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from tqdm import tqdm
 
 from samba_asr import __version__
-from samba_asr.config import Search
+from samba_asr.config import Precision, Search
 from samba_asr.console import PROGRAM, discard, reason, say, survive_any_encoding
 from samba_asr.job import Form, transcribe_all
 from samba_asr.model.pretrained import MODEL_VARIABLE, PRETRAINED, pretrained_models, resolve_model
@@ -145,6 +145,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--model", metavar="MODEL", help="a checkpoint folder or a model's name (see below)")
     group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
+    group.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="float32",
+        help="type in which the encoder multiplies; bfloat16 is quicker on CPUs with AMX, and changes a word in some "
+        "hundreds; GPUs need to be Ampere or newer for it (default: float32)",
+    )
     group.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: PyTorch's choice)")
     group.add_argument(
         "--vad",
@@ -272,11 +279,12 @@ def _loaded(model: Path, arguments: argparse.Namespace) -> "Transcriber":
         **search_settings(arguments),
         vad=arguments.vad,
         batch_size=arguments.batch_size,
+        precision=arguments.precision,
     )
     transcriber.check(arguments.nbest)
     if arguments.verbose:
-        search, threads = transcriber.search.search, torch.get_num_threads()
-        say(f"model {transcriber.name}", f"{search} search on {arguments.device}, CPU threads: {threads}")
+        where = f"{transcriber.search.search} search on {arguments.device}, {transcriber.precision}"
+        say(f"model {transcriber.name}", f"{where}, CPU threads: {torch.get_num_threads()}")
         say("long recordings", transcriber.cutter.way)
     return transcriber
 

@@ -143,6 +143,7 @@ def test_what_joint_search_is_told_is_passed_on(paths, capsys, monkeypatch):
         "hotwords": "Nadezhda:2",
         "hotword-boost": 1.5,
         "batch-size": 3,
+        "precision": "bfloat16",
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert main(["--search", "joint", *arguments, paths[0]]) == 2
@@ -393,7 +394,7 @@ def test_verbose_says_what_runs_and_how_fast(paths, transcripts, capsys):
     out, err = capsys.readouterr()
     assert out == "".join(f"{path}\t{t.text}\n" for path, t in zip(paths, transcripts[:2], strict=False))
     first, second, *lines = err.splitlines()
-    assert re.fullmatch(r"samba-asr: model tiny-random: \w+ search on cpu, CPU threads: \d+", first)
+    assert re.fullmatch(r"samba-asr: model tiny-random: \w+ search on cpu, float32, CPU threads: \d+", first)
     assert second == "samba-asr: long recordings: where silero-vad hears speech"
     for line, path, transcript in zip(lines, paths[:2], transcripts, strict=False):
         said = re.fullmatch(r"samba-asr: (.*): ([\d.]+) s in ([\d.]+) s, real-time factor ([\d.]+)", line)
@@ -535,6 +536,7 @@ def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcrip
         (["--hotwords", "a,,b", "--search", "joint", "a.wav"], "'' is no hotword; leave it out"),
         (["--hotwords", "no/where.txt", "--search", "joint", "a.wav"], "hotwords file no/where.txt is no file"),
         (["--lm", "nowhere", "--search", "joint", "a.wav"], "language model nowhere is neither"),
+        (["--precision", "float16", "a.wav"], "'float32', 'bfloat16'"),
         (["--threads", "0", "a.wav"], "'0' must be a whole number"),
         (["--quiet", "--verbose", "a.wav"], "not allowed with"),
         (["-f", "srt", "-f", "json", "a.wav"], "several formats (srt, json) need --output-dir"),

