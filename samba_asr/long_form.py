@@ -12,13 +12,13 @@ from samba_asr.decoding.stretches import LONGEST_SECONDS
 from samba_asr.transcript import Alternative, Transcript
 
 
-def forget_shapes() -> None:
-    """Keep oneDNN from holding memory for each length that it has met: some 25 MB, in a cache of 1024 primitives.
+def forget_shapes(kept: int) -> None:
+    """Keep oneDNN from holding memory for each length that it has met: some 25 MB, in a cache of 1024 primitives, or of
+    so many as are to be kept.
 
-    With 16 the layers of an encoder still share them: in bfloat16, without, it would take longer to make them than to
-    multiply. It reads this when it first works; who set it otherwise is left alone.
+    It reads this when it first works; who set it otherwise is left alone.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(kept))
 
 
 class Cutter:

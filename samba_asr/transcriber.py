@@ -40,6 +40,8 @@ Hotwords = str | Path | Mapping[str, float] | Sequence[str]
 BATCH_SIZE, GPU_BATCH_SIZE = 2, 16
 """Spans of recordings at once, on a CPU and elsewhere: what is held in memory does not grow with the recording. Two
 take a fifth less of a core than one, four a quarter less, and hold more."""
+PRIMITIVES = 16
+"""What oneDNN keeps in bfloat16, for an encoder's layers to share: to make them anew takes longer than to multiply."""
 
 
 class Transcriber:
@@ -71,7 +73,7 @@ class Transcriber:
         self.words = model.config.words
         self.name = name
         self.sample_rate = model.config.features.sample_rate
-        forget_shapes()
+        forget_shapes(0 if precision == "float32" else PRIMITIVES)
         self.cutter = Cutter(vad, self.sample_rate)
         device = next(model.parameters()).device.type
         self.batch_size = batch_size or (BATCH_SIZE if device == "cpu" else GPU_BATCH_SIZE)

@@ -260,9 +260,10 @@ def test_no_room_for_a_recording_says_where(tmp_path, monkeypatch):
 
 def test_onednn_holds_no_memory_for_lengths_unless_told_to(tiny_checkpoint, monkeypatch):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.delenv(name, raising=False)
-    Transcriber.load(tiny_checkpoint)
-    assert os.environ[name] == "16"
+    for precision, kept in (("float32", "0"), ("bfloat16", "16")):
+        monkeypatch.delenv(name, raising=False)
+        Transcriber.load(tiny_checkpoint, precision=precision)
+        assert os.environ[name] == kept
     monkeypatch.setenv(name, "7")
     Transcriber.load(tiny_checkpoint)
     assert os.environ[name] == "7"
