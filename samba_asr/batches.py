@@ -100,8 +100,7 @@ class Batches(Generic[Given]):
         """Tell whether to read on: whatever the first recording's length, little is held of those behind it."""
         ahead = AHEAD * (self.size - 1) + 1
         behind = sum(len(each.waveform) for each in islice(queue, 1, None) if each.waveform is not None)
-        left = sum(len(each.left) for each in queue)
-        return max(len(queue), left) < ahead and behind < ahead * self.longest
+        return len(queue) < ahead and behind < ahead * self.longest
 
     def _read_next(self, coming: Iterator[Given | Exception], queue: deque[_Recording]) -> bool:
         """Return whether there was one."""

@@ -243,6 +243,7 @@ print(f"{sys.argv[1]} utterances={len(lines)} WER={10 * len(lines)}.00% RTF_wall
 
 def test_peers_stand_beside_ours(asr, tiny_checkpoint, manifest, tmp_path, capsys):
     (tmp_path / "peers.py").write_text(PEER)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     flags = ["--model", str(tiny_checkpoint), "--manifest", str(manifest), "--peers", str(tmp_path / "peers.py")]
     assert asr.main([*flags, "--limit", "2", "--rounds", "2", "--search", "ctc", "--engines", "other"]) == 0
     rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
@@ -250,6 +251,7 @@ def test_peers_stand_beside_ours(asr, tiny_checkpoint, manifest, tmp_path, capsy
     assert rows[1][1:3] == ["20.0", "0.5000"] and rows[0][3] == "1.00"
     ours = 0.5 / float(rows[1][3])
     assert abs(ours - float(rows[0][2])) <= 1e-4  # what printing rounds away
+    assert cores is None or os.sched_getaffinity(0) == cores
     with pytest.raises(SystemExit, match=r"broken .* gave no figures:\nno such engine"):
         asr.main([*flags, "--limit", "1", "--rounds", "1", "--search", "ctc", "--engines", "broken"])
 
