@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from samba_asr.audio.segments import Span  # which imports PyTorch; the command line's help goes without
 
 AHEAD = 8
-"""Batches' worth of spans from which those of about one length are picked: padding is then a twentieth of a batch of
-two, a quarter of one of 16."""
+"""Batches' worth of recordings that are read ahead, for spans of about one length to share a batch: of LibriSpeech's
+dev-clean, padding is then a twelfth of what is heard two at a time, a quarter 16 at a time."""
 FAILURES = (OSError, ValueError, RuntimeError, MemoryError)
 """What may be wrong with one recording and not with the others."""
 
