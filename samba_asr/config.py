@@ -18,6 +18,8 @@ S4DInit = Literal["legs", "lin"]
 Subsampling = Literal["conv4x", "whisper", "whisper4x", "whisper8x"]
 Listening = Literal["state", "window"]
 Search = Literal["ctc", "autoregressive", "rescoring", "joint"]
+Precision = Literal["float32", "bfloat16"]
+"""In which type encoders multiply, to transcribe."""
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from samba_asr.audio.load import Waveform
-from samba_asr.decoding.stretches import cut_at_blanks
+from samba_asr.decoding.stretches import LONGEST_SECONDS, cut_at_blanks
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.streaming import Chunks, EncoderStream
 
@@ -18,8 +18,6 @@ CHUNK_SECONDS = 24.0
 """What the encoder's backward mixers hear at once ..."""
 AHEAD_SECONDS = 2.0
 """... and as much of what follows as the end of it needs."""
-STRETCH_SECONDS = 15.0
-"""Of a stretch: in longer ones the decoder, which learned from shorter ones, now and then stops too early."""
 
 
 class Part(NamedTuple):
@@ -36,7 +34,7 @@ class Part(NamedTuple):
 def parts(model: SambaASR, waveform: Waveform) -> Iterator[Part]:
     """Yield all states of a recording, (samples,) at the model's rate, in order, as the stretches that
     :func:`cut_at_blanks` makes of the whole. Raises ValueError as :class:`EncoderStream`."""
-    longest = round(STRETCH_SECONDS / model.seconds_per_state)
+    longest = round(LONGEST_SECONDS / model.seconds_per_state)
     start, waiting, ended = 0, None, False
     chunks = _chunks(model, waveform)
     while not ended:

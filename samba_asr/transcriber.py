@@ -3,10 +3,11 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from samba_asr.audio.load import StoredAudio, Waveform, open_audio
 from samba_asr.audio.segments import Span
-from samba_asr.config import Search, SearchConfig
+from samba_asr.batches import Batches, Outcome
+from samba_asr.config import Precision, Search, SearchConfig
 from samba_asr.decoding.advisers import NOBODY, Advisers, advisers_of, load_lm
 from samba_asr.decoding.hotwords import read_hotwords
 from samba_asr.decoding.n_best import join_n_best
@@ -28,16 +30,19 @@ from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.language_model import LanguageModel
 from samba_asr.model.pretrained import resolve_model
-from samba_asr.one_pass import parts
+from samba_asr.one_pass import Part, parts
 from samba_asr.text.tokenizer import SPECIAL_IDS, Tokenizer
 from samba_asr.transcript import Alternative, Transcript, Word
 
+Audio = str | Path | np.ndarray | StoredAudio
+"""A file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz), or what
+:func:`samba_asr.audio.load.open_audio` gives."""
 Hotwords = str | Path | Mapping[str, float] | Sequence[str]
 """A list such as "Nadezhda,Kubernetes:2", a file's path, or phrases, perhaps with their weights."""
 
 BATCH_SIZE, GPU_BATCH_SIZE = 2, 16
-"""Spans of recordings at once, on a CPU and elsewhere: what is held in memory does not grow with the recording. Four
-are a tenth faster on a core, and hold more."""
+"""Spans of recordings at once, on a CPU and elsewhere: what is held in memory does not grow with the recording. Two
+take a fifth less of a core than one, four a quarter less, and hold more."""
 
 
 class Transcriber:
@@ -45,7 +50,9 @@ class Transcriber:
 
     ``search`` is the checkpoint's own where none is given; ``name`` is what transcripts call the model. ``lm`` and
     ``hotwords`` (phrases with their weights) have a say in joint search. ``vad`` says which recordings are cut into
-    spans (see :class:`Cutter`), ``batch_size`` how many spans are transcribed at once.
+    spans (see :class:`Cutter`), ``batch_size`` how many spans are transcribed at once. With ``precision`` bfloat16 the
+    encoder's and CTC's matrices are multiplied so; features, scans' states, CTC's probabilities and the whole search
+    stay in float32. Then what shares a batch may change a rounding, and now and then a word.
     """
 
     def __init__(
@@ -57,6 +64,7 @@ class Transcriber:
         name: str = "samba-asr",
         vad: bool | None = None,
         batch_size: int | None = None,
+        precision: Precision = "float32",
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size ({batch_size}) must be positive")
@@ -68,8 +76,9 @@ class Transcriber:
         self.sample_rate = model.config.features.sample_rate
         forget_shapes()
         self.cutter = Cutter(vad, self.sample_rate)
-        on_cpu = next(model.parameters()).device.type == "cpu"
-        self.batch_size = batch_size or (BATCH_SIZE if on_cpu else GPU_BATCH_SIZE)
+        device = next(model.parameters()).device.type
+        self.batch_size = batch_size or (BATCH_SIZE if device == "cpu" else GPU_BATCH_SIZE)
+        self.precision = _usable_precision(precision, device)
         self.seconds_per_frame = model.config.features.hop_length / self.sample_rate
         self.lm: LanguageModel | NGram | None = None
         self.hotwords: Mapping[str, float] = {}
@@ -95,6 +104,7 @@ class Transcriber:
         hotword_boost: float | None = None,
         vad: bool | None = None,
         batch_size: int | None = None,
+        precision: Precision = "float32",
     ) -> "Transcriber":
         """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
 
@@ -102,8 +112,9 @@ class Transcriber:
         instead of the checkpoint's (see :class:`SearchConfig`). lm: a language model, see
         :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. vad: True to transcribe
         only where somebody speaks, False to leave nothing out, where the encoder takes recordings of more than 30 s in
-        one pass; without, they are cut. batch_size: spans at once. Raises FileNotFoundError where there is no such
-        model or file, ValueError for a broken one, a device that this machine lacks, or a setting that cannot be;
+        one pass; without, they are cut. batch_size: spans at once. precision: bfloat16 for a quicker encoder where the
+        processor multiplies in it (CPUs with AMX, GPUs since Ampere). Raises FileNotFoundError where there is no such
+        model or file; ValueError for a broken one, a device that this machine lacks, or a setting that cannot be;
         RuntimeError where a library for the language model or voice activity is not installed.
         """
         folder = resolve_model(model)
@@ -121,7 +132,8 @@ class Transcriber:
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(recogniser.config.search, **changes)
         name = folder.resolve().name
-        transcriber = cls(recogniser, tokenizer, config, name=name, vad=vad, batch_size=batch_size)
+        settings: dict[str, Any] = {"vad": vad, "batch_size": batch_size, "precision": precision}
+        transcriber = cls(recogniser, tokenizer, config, name=name, **settings)
         if lm is not None:
             transcriber.lm = load_lm(lm, tokenizer, transcriber._pieces, device)
         if hotwords is not None:
@@ -147,11 +159,8 @@ class Transcriber:
             self._advisers = key, advisers_of(self.search, self.lm, self.hotwords, self._pieces)
         return self._advisers[1]
 
-    def transcribe(
-        self, audio: str | Path | np.ndarray | StoredAudio, *, hotwords: Hotwords | None = None, n_best: int = 1
-    ) -> Transcript:
-        """Transcribe a file, or a waveform: (samples,) floats in [-1, 1] at the model's sample rate (16 kHz), or what
-        :func:`samba_asr.audio.load.open_audio` gives.
+    def transcribe(self, audio: Audio, *, hotwords: Hotwords | None = None, n_best: int = 1) -> Transcript:
+        """Transcribe a recording.
 
         hotwords: instead of the transcriber's own; n_best: with 2 or more the transcript holds so many texts, or as
         many as the beam has. Raises FileNotFoundError or AudioDecodeError for a file that gives no audio, ValueError
@@ -159,6 +168,22 @@ class Transcriber:
         """
         waveform = open_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else audio
         return self.transcribe_batch([waveform], hotwords=hotwords, n_best=n_best)[0]
+
+    def transcribe_many(
+        self, recordings: Iterable[Audio | Exception], *, hotwords: Hotwords | None = None, n_best: int = 1
+    ) -> Iterator[Outcome]:
+        """Transcribe any number of recordings, spans of several at once. Yield in their order, each as soon as it can
+        be, the transcript that :meth:`transcribe` gives or the error that it raises, and the seconds that it took.
+
+        recordings: taken one by one, a little ahead, and never many held; an error among them, as of one that could not
+        be read, is its own result. hotwords, n_best: as of :meth:`transcribe`. Raises ValueError as :meth:`check`.
+        """
+        if hotwords is not None:
+            return self._with_hotwords(_weights(hotwords)).transcribe_many(recordings, n_best=n_best)
+        self.check(n_best)
+        hear = partial(self._heard_in_batches, size=self.batch_size, n_best=n_best)
+        join = partial(self._joined, n_best=n_best)
+        return Batches(self._cut, hear, join, self.batch_size, self.cutter.longest).outcomes(recordings)
 
     def transcribe_batch(
         self, waveforms: Sequence[np.ndarray | StoredAudio], *, hotwords: Hotwords | None = None, n_best: int = 1
@@ -172,21 +197,12 @@ class Transcriber:
             return self._with_hotwords(_weights(hotwords)).transcribe_batch(waveforms, n_best=n_best)
         self.check(n_best)
         arrays = [_checked(waveform) for waveform in waveforms]
-        whole = [self._takes_one_pass(array) for array in arrays]
-        spans = [[] if one else self.cutter.spans(array) for array, one in zip(arrays, whole, strict=True)]
+        spans = [self.cutter.spans(array) for array in arrays]
         pieces = [(array, span) for array, of_one in zip(arrays, spans, strict=True) for span in of_one]
         heard = iter(self._heard_in_batches(pieces, max(self.batch_size, len(arrays)), n_best))
         return [
-            self._in_one_pass(array, n_best)
-            if one
-            else joined(
-                [next(heard) for _ in of_one],
-                [start / self.sample_rate for start, _ in of_one],
-                len(array) / self.sample_rate,
-                self.name,
-                n_best,
-            )
-            for array, of_one, one in zip(arrays, spans, whole, strict=True)
+            self._joined(array, of_one, [next(heard) for _ in of_one], n_best)
+            for array, of_one in zip(arrays, spans, strict=True)
         ]
 
     @torch.inference_mode()
@@ -211,11 +227,22 @@ class Transcriber:
         streams = self.model.config.features.normalisation != "whisper"
         return self.cutter.whole(waveform) and streams
 
+    def _cut(self, audio: Audio) -> tuple[Waveform, list[Span]]:
+        waveform = open_audio(audio, self.sample_rate) if isinstance(audio, str | Path) else _checked(audio)
+        return waveform, self.cutter.spans(waveform)
+
+    def _joined(
+        self, waveform: Waveform, spans: Sequence[Span], parts: Sequence[Transcript], n_best: int
+    ) -> Transcript:
+        starts = [span.start / self.sample_rate for span in spans]
+        return joined(parts, starts, len(waveform) / self.sample_rate, self.name, n_best)
+
     def _heard_in_batches(self, pieces: Sequence[tuple[Waveform, Span]], size: int, n_best: int) -> list[Transcript]:
         """Transcribe pieces of about one length at once: little of a batch is padding. The longest come first: where
         memory is short, that shows at once."""
-        order = sorted(range(len(pieces)), key=lambda i: pieces[i][1].start - pieces[i][1].end)
-        heard: dict[int, Transcript] = {}
+        uncut = [i for i, (waveform, _) in enumerate(pieces) if self._takes_one_pass(waveform)]
+        heard = {i: self._in_one_pass(pieces[i][0], n_best) for i in uncut}
+        order = sorted(set(range(len(pieces))) - set(uncut), key=lambda i: pieces[i][1].start - pieces[i][1].end)
         for first in range(0, len(order), size):
             batch = order[first : first + size]
             heard.update(zip(batch, self._heard([_read(*pieces[i]) for i in batch], n_best), strict=True))
@@ -225,10 +252,16 @@ class Transcriber:
     def _heard(self, arrays: Sequence[np.ndarray], n_best: int) -> list[Transcript]:
         device = next(self.model.parameters()).device
         waveforms, lengths = _padded(arrays)
-        encoder_out, encoder_lengths = self.model.encode(waveforms.to(device), lengths.to(device))
-        log_probs = self.model.ctc_log_probs(encoder_out, encoder_lengths).cpu().numpy()
+        with self._encoding():
+            encoder_out, encoder_lengths = self.model.encode(waveforms.to(device), lengths.to(device))
+            log_probs = self.model.ctc_log_probs(encoder_out, encoder_lengths).cpu().numpy()
         durations = [len(array) / self.sample_rate for array in arrays]
         return self._found(encoder_out, encoder_lengths, log_probs, durations, n_best)
+
+    def _encoding(self) -> torch.autocast:
+        """Give the encoder its precision."""
+        device = next(self.model.parameters()).device
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @torch.inference_mode()
     def _in_one_pass(self, waveform: Waveform, n_best: int) -> Transcript:
@@ -236,7 +269,7 @@ class Transcriber:
         duration = len(waveform) / self.sample_rate
         heard, starts = [], []
         waiting = parts(self.model, waveform)
-        while batch := list(islice(waiting, self.batch_size)):
+        while batch := self._next_parts(waiting):
             states = pad_sequence([part.encoder_out for part in batch], batch_first=True)
             log_probs = pad_sequence([torch.from_numpy(part.log_probs) for part in batch], batch_first=True)
             lengths = [len(part.log_probs) for part in batch]
@@ -245,6 +278,10 @@ class Transcriber:
             heard += self._found(states, torch.tensor(lengths).to(states.device), log_probs.numpy(), seconds, n_best)
             starts += begins
         return joined(heard, starts, duration, self.name, n_best)
+
+    def _next_parts(self, waiting: Iterator[Part]) -> list[Part]:
+        with self._encoding():
+            return list(islice(waiting, self.batch_size))
 
     def _found(
         self,
@@ -255,6 +292,7 @@ class Transcriber:
         n_best: int,
     ) -> list[Transcript]:
         """Search states (batch, states, d_model), of which CTC says log_probs (batch, states, vocab_size)."""
+        encoder_out = encoder_out.to(self.model.ctc_head.weight.dtype)
         found = search_stretches(self.model, encoder_out, encoder_lengths, log_probs, self.search, self.advisers())
         return [
             self._transcript(duration, said, stretches, n_best)
@@ -329,6 +367,14 @@ def _checked(waveform: np.ndarray | StoredAudio) -> Waveform:
     if samples.size and not np.isfinite([samples.min(), samples.max()]).all():  # a mask of an hour is 60 MB
         raise ValueError("a waveform holds NaN or infinite samples; numpy.nan_to_num(waveform) makes them finite")
     return samples
+
+
+def _usable_precision(precision: Precision, device: str) -> Precision:
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision ({precision!r}) must be one of {', '.join(map(repr, get_args(Precision)))}")
+    if precision == "float32" or device == "cpu" or (device == "cuda" and torch.cuda.is_bf16_supported(False)):
+        return precision
+    raise ValueError(f"precision ({precision!r}): this device ({device}) does not compute in it; use float32")
 
 
 def _usable_device(device: str) -> str:

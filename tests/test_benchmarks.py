@@ -1,6 +1,7 @@
 """The benchmarks that run a checkpoint: what they measure on, what they print, what they refuse."""
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,17 +231,19 @@ def test_help_teaches(name, capsys):
 
 
 PEER = """
-import sys
+import os, sys
 lines = open(sys.argv[2]).read().splitlines()
 if sys.argv[1] == "broken":
     sys.exit("no such engine")
 assert sys.argv[3:] == ["--threads", "1"] and all(len(line.split("\\t")) == 2 for line in lines)
+assert not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) == 1
 print(f"{sys.argv[1]} utterances={len(lines)} WER={10 * len(lines)}.00% RTF_wall=0.5000 RTF_cpu=0.1")
 """
 
 
 def test_peers_stand_beside_ours(asr, tiny_checkpoint, manifest, tmp_path, capsys):
     (tmp_path / "peers.py").write_text(PEER)
+    cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     flags = ["--model", str(tiny_checkpoint), "--manifest", str(manifest), "--peers", str(tmp_path / "peers.py")]
     assert asr.main([*flags, "--limit", "2", "--rounds", "2", "--search", "ctc", "--engines", "other"]) == 0
     rows = [cells(line) for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
@@ -248,8 +251,50 @@ def test_peers_stand_beside_ours(asr, tiny_checkpoint, manifest, tmp_path, capsy
     assert rows[1][1:3] == ["20.0", "0.5000"] and rows[0][3] == "1.00"
     ours = 0.5 / float(rows[1][3])
     assert abs(ours - float(rows[0][2])) <= 1e-4  # what printing rounds away
+    assert cores is None or os.sched_getaffinity(0) == cores
     with pytest.raises(SystemExit, match=r"broken .* gave no figures:\nno such engine"):
         asr.main([*flags, "--limit", "1", "--rounds", "1", "--search", "ctc", "--engines", "broken"])
+
+
+def test_ours_are_timed_from_samples_to_words_on_one_core(asr, tiny_checkpoint, manifest, monkeypatch, capsys):
+    """By a clock that a transcript moves by a second, its reading by a hundred, and the first of a round too."""
+    clock, cores, heard = [0.0], os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else {0}, []
+    transcribe = Transcriber.transcribe
+
+    def second(self, waveform):
+        clock[0] += 1 if heard and heard[-1][0] == self else 50  # warm
+        heard.append((self, len(waveform), *(os.sched_getaffinity(0) if len(cores) > 1 else cores)))
+        transcript = transcribe(self, waveform)
+        assert transcript.words[-1].end > 0
+        return transcript
+
+    def read(path):
+        clock[0] += 100
+        return load_audio(path)
+
+    monkeypatch.setattr(Transcriber, "transcribe", second)
+    monkeypatch.setattr(asr, "load_audio", read)
+    monkeypatch.setattr(asr.time, "perf_counter", lambda: clock[0])
+    searches = ["--search", "ctc", "joint"]
+    assert asr.main(["--model", str(tiny_checkpoint), "--manifest", str(manifest), *searches]) == 0
+    out = capsys.readouterr().out
+    lengths = [len(load_audio(utterance.audio)) for utterance in read_manifest(manifest)]
+    assert [length for _, length, *_ in heard] == 6 * [lengths[0], *lengths]  # three rounds of two
+    turns = [one for (one, *_), (other, *_) in zip(heard, [(None,), *heard], strict=False) if one is not other]
+    assert turns == turns[:2] * 3 and [turn.search.search for turn in turns[:2]] == ["ctc", "joint"]
+    assert {each[2:] for each in heard} == {(min(cores),)}
+    rows = [cells(line) for line in out.splitlines() if line.startswith("| tiny")]
+    assert [row[0] for row in rows] == ["tiny-random, ctc", "tiny-random, joint, beam 8"]
+    assert [row[2] for row in rows] == [f"{3 * 16_000 / sum(lengths):.4f}"] * 2
+    assert not hasattr(os, "sched_getaffinity") or os.sched_getaffinity(0) == cores
+
+
+def test_ours_are_the_model_s_own_way_unless_told(asr, tiny_checkpoint, manifest, monkeypatch, capsys):
+    monkeypatch.delattr(os, "sched_setaffinity", raising=False)
+    options = ["--model", str(tiny_checkpoint), "--manifest", str(manifest), "--rounds", "1", "--limit", "1"]
+    assert asr.main(options) == 0
+    *_, row, empty, last = capsys.readouterr().out.splitlines()
+    assert (cells(row)[0], empty, last) == ("tiny-random, ctc", "", "This system moved them between its cores.")
 
 
 def test_what_cannot_be_measured_beside_peers(asr, tiny_checkpoint, manifest, tmp_path, capsys):

@@ -143,6 +143,7 @@ def test_what_joint_search_is_told_is_passed_on(paths, capsys, monkeypatch):
         "hotwords": "Nadezhda:2",
         "hotword-boost": 1.5,
         "batch-size": 3,
+        "precision": "bfloat16",
     }
     arguments = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     assert main(["--search", "joint", *arguments, paths[0]]) == 2
@@ -182,6 +183,50 @@ def test_a_path_never_breaks_its_line(paths, transcripts, tmp_path, capsys, monk
     assert capsys.readouterr().out == f"a\\tb\\nc\\rd\\\\e.mp3\t{text}\nback\\slash.mp3\t{text}\n"
     assert main(["--output-format", "json", *names]) == 0
     assert [json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()] == names
+
+
+@pytest.fixture
+def all_sorts(clips, tmp_path):
+    """Recordings of many lengths: clips, one of over a minute, half a second, silence; and two that are none."""
+    waveforms = [load_audio(path) for path, _ in clips]
+    gap = np.zeros(24_000, np.float32)
+    made = {
+        "long": np.concatenate([part for waveform in [*waveforms, *waveforms[::-1]] for part in (waveform, gap)]),
+        "short": waveforms[0][30_000:38_000],
+        "silent": np.zeros(20_000, np.float32),
+    }
+    for name, waveform in made.items():
+        soundfile.write(tmp_path / f"{name}.wav", waveform, 16_000)
+    (tmp_path / "text.wav").write_text("Not audio, whatever its name says.\n" * 20)
+    names = [tmp_path / f"{name}.wav" for name in ("short", "text", "long", "missing", "silent")]
+    paths = [path for path, _ in clips]
+    return list(map(str, [*paths[:3], *names[:3], *paths[3:], *names[3:]]))
+
+
+@pytest.mark.parametrize("search", ["ctc", "joint"])
+def test_recordings_together_get_what_each_gets_alone(search, all_sorts, tmp_path, capsys):
+    formats = ["-f", "txt", "-f", "srt", "-f", "json"]
+    options = ["--search", search, "--word-timestamps"]
+    alone = [main([*options, *formats, "--output-dir", str(tmp_path / "alone"), path]) for path in all_sorts]
+    said = capsys.readouterr().err
+    lines = "".join(f"{path}\t{line}\n" for path in all_sorts for line in written(tmp_path / "alone", path, ".txt"))
+    for size in (1, 3):
+        options += ["--batch-size", str(size)]
+        out = tmp_path / f"together-{size}"
+        assert main([*options, *formats, "--output-dir", str(out), *all_sorts]) == max(alone) == 1
+        assert capsys.readouterr() == ("", said)
+        assert len(list(out.iterdir())) == 3 * alone.count(0)
+        for path in all_sorts:
+            for ending in (".txt", ".srt", ".json"):
+                assert written(out, path, ending) == written(tmp_path / "alone", path, ending)
+        assert main([*options, *all_sorts]) == 1
+        assert capsys.readouterr() == (lines, said)
+
+
+def written(folder, path, ending):
+    """Return the lines of a recording's output, none where it failed."""
+    file = folder / f"{Path(path).stem}{ending}"
+    return file.read_text().splitlines() if file.exists() else []
 
 
 # Output folder
@@ -349,7 +394,7 @@ def test_verbose_says_what_runs_and_how_fast(paths, transcripts, capsys):
     out, err = capsys.readouterr()
     assert out == "".join(f"{path}\t{t.text}\n" for path, t in zip(paths, transcripts[:2], strict=False))
     first, second, *lines = err.splitlines()
-    assert re.fullmatch(r"samba-asr: model tiny-random: \w+ search on cpu, CPU threads: \d+", first)
+    assert re.fullmatch(r"samba-asr: model tiny-random: \w+ search on cpu, float32, CPU threads: \d+", first)
     assert second == "samba-asr: long recordings: where silero-vad hears speech"
     for line, path, transcript in zip(lines, paths[:2], transcripts, strict=False):
         said = re.fullmatch(r"samba-asr: (.*): ([\d.]+) s in ([\d.]+) s, real-time factor ([\d.]+)", line)
@@ -457,14 +502,14 @@ def test_a_damaged_file_gives_what_is_left_and_says_so(paths, tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [RuntimeError("not enough\nmemory"), MemoryError()])
 def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcripts, capsys, monkeypatch):
-    transcribe = Transcriber.transcribe
+    heard = Transcriber._heard
 
-    def failing(self, waveform, **settings):
-        if len(waveform) == round(transcripts[0].duration * 16_000):
+    def failing(self, arrays, n_best):
+        if any(len(array) == round(transcripts[0].duration * 16_000) for array in arrays):
             raise error
-        return transcribe(self, waveform, **settings)
+        return heard(self, arrays, n_best)
 
-    monkeypatch.setattr(Transcriber, "transcribe", failing)
+    monkeypatch.setattr(Transcriber, "_heard", failing)
     assert main(paths[:2]) == 1
     out, err = capsys.readouterr()
     assert out == f"{paths[1]}\t{transcripts[1].text}\n"
@@ -491,6 +536,7 @@ def test_a_file_that_the_model_cannot_take_stops_nothing(error, paths, transcrip
         (["--hotwords", "a,,b", "--search", "joint", "a.wav"], "'' is no hotword; leave it out"),
         (["--hotwords", "no/where.txt", "--search", "joint", "a.wav"], "hotwords file no/where.txt is no file"),
         (["--lm", "nowhere", "--search", "joint", "a.wav"], "language model nowhere is neither"),
+        (["--precision", "float16", "a.wav"], "'float32', 'bfloat16'"),
         (["--threads", "0", "a.wav"], "'0' must be a whole number"),
         (["--quiet", "--verbose", "a.wav"], "not allowed with"),
         (["-f", "srt", "-f", "json", "a.wav"], "several formats (srt, json) need --output-dir"),

@@ -232,6 +232,15 @@ def test_a_whole_run(manifests, model_folder, tmp_path):
     assert "Confidence of " in report and len(list(out.glob("*-confidence.png"))) == 2
 
 
+def test_the_report_tells_the_precision(evaluate, manifests, model_folder, tmp_path):
+    arguments = ["--model", model_folder, "--manifests", manifests[0], "--limit", "1"]
+    for precision in ("float32", "bfloat16"):
+        out = tmp_path / precision
+        assert evaluate.main([*map(str, arguments), "--out", str(out), "--precision", precision]) == 0
+        said = "- Precision: bfloat16" in (out / "report.md").read_text(encoding="utf-8")
+        assert said == (precision == "bfloat16")
+
+
 def test_search_limit_and_no_report(evaluate, manifests, model_folder, tmp_path, capsys, monkeypatch):
     searches = []
     transcribe_set = evaluate.transcribe_set

@@ -8,6 +8,7 @@ import pytest
 from broken_files import write_broken, write_whole
 
 from samba_asr.audio.load import load_audio
+from samba_asr.batches import Outcome
 from samba_asr.cli import main
 from samba_asr.transcriber import Transcriber
 from samba_asr.transcript import Transcript, Word
@@ -24,7 +25,11 @@ class Listener:
     def check(self, n_best):
         assert n_best == 1
 
-    def transcribe(self, waveform, n_best=1):
+    def transcribe_many(self, recordings, n_best=1):
+        for given in recordings:
+            yield Outcome(given if isinstance(given, Exception) else self.transcribe(given), 0.0)
+
+    def transcribe(self, waveform):
         waveform = waveform[:]
         assert waveform.ndim == 1 and waveform.dtype == np.float32 and np.isfinite(waveform).all() and waveform.size
         seconds = len(waveform) / self.sample_rate

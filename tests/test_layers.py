@@ -41,9 +41,10 @@ ALLOWED = {
     "picture": {"transcript"},
     "long_form": RECOGNISER | {"transcript"},
     "one_pass": RECOGNISER,
-    "transcriber": RECOGNISER | {"transcript", "long_form", "one_pass"},
+    "batches": FRONT | {"transcript"},
+    "transcriber": RECOGNISER | {"transcript", "long_form", "one_pass", "batches"},
     "export": RECOGNISER | {"transcript", "transcriber"},
-    "job": RECOGNISER | {"transcript", "transcriber", "writers", "recordings", "outputs", "console"},
+    "job": RECOGNISER | {"transcript", "transcriber", "batches", "writers", "recordings", "outputs", "console"},
     "cli": RECOGNISER
     | {"transcriber", "subtitles", "writers", "recordings", "outputs", "console", "job", "search_options"},
     "server": RECOGNISER | {"transcript", "transcriber", "subtitles", "writers"},

@@ -36,7 +36,7 @@ def with_sizes(monkeypatch, chunk, ahead, longest=15.0):
     """Seconds instead of the usual ones."""
     monkeypatch.setattr(one_pass, "CHUNK_SECONDS", chunk)
     monkeypatch.setattr(one_pass, "AHEAD_SECONDS", ahead)
-    monkeypatch.setattr(one_pass, "STRETCH_SECONDS", longest)
+    monkeypatch.setattr(one_pass, "LONGEST_SECONDS", longest)
 
 
 def whole(model, waveform):

@@ -1,6 +1,7 @@
 """From audio to a transcript."""
 
 import dataclasses
+import itertools
 import json
 import math
 
@@ -144,6 +145,85 @@ def test_words_are_separated_by_single_spaces(transcriber, clips, monkeypatch):
 def test_a_batch_equals_one_by_one(transcriber, waveforms):
     batch = [*waveforms, waveforms[0][:900], np.zeros(0, np.float32), np.zeros(8_000, np.float32)]
     assert_same(transcriber.transcribe_batch(batch), [transcriber.transcribe(waveform) for waveform in batch])
+
+
+def test_many_are_each_as_alone(transcriber, clips, waveforms, tmp_path):
+    """Files and waveforms, more than a batch and of all lengths; what cannot be read is in its place."""
+    given = [path for path, _ in clips] + [waveforms[1][:900], waveforms[2], np.zeros(8_000, np.float32)]
+    bad = [tmp_path / "missing.wav", np.zeros((2, 5), np.float32), AudioDecodeError("x.wav", "is odd")]
+    outcomes = list(transcriber.transcribe_many([bad[0], *given, *bad[1:]]))
+    results = [outcome.result for outcome in outcomes]
+    assert_same(results[1:-2], [transcriber.transcribe(each) for each in given])
+    assert [type(result) for result in (results[0], *results[-2:])] == [FileNotFoundError, ValueError, AudioDecodeError]
+    assert "mono" in str(results[-2]) and results[-1] is bad[-1]
+    assert all(outcome.seconds > 0 for outcome in outcomes[1:-3])
+
+
+def test_many_share_batches_and_are_not_read_before_their_time(tiny_checkpoint, waveforms, monkeypatch):
+    transcriber = Transcriber.load(tiny_checkpoint, batch_size=3)
+    sizes, heard = [], transcriber._heard
+    monkeypatch.setattr(transcriber, "_heard", lambda arrays, n: sizes.append(len(arrays)) or heard(arrays, n))
+    assert len(list(transcriber.transcribe_many(waveforms[i % 4] for i in range(12)))) == 12
+    assert sizes == [3] * 4
+    endless = transcriber.transcribe_many(itertools.repeat(waveforms[0]))
+    assert next(endless).result.text == next(endless).result.text == transcriber.transcribe(waveforms[0]).text
+    with pytest.raises(ValueError, match="must be 'joint'"):
+        transcriber.transcribe_many(waveforms, n_best=2)
+
+
+def test_many_with_hotwords_and_several_texts(tiny_checkpoint, waveforms):
+    transcriber = Transcriber.load(tiny_checkpoint, search="joint", beam_size=4, hotword_boost=5.0)
+    settings = {"hotwords": ["cat"], "n_best": 3}
+    outcomes = list(transcriber.transcribe_many(waveforms[:3], **settings))
+    expected = [transcriber.transcribe(waveform, **settings) for waveform in waveforms[:3]]
+    assert [o.result.text for o in outcomes] == [transcript.text for transcript in expected]
+    assert [[each.text for each in o.result.n_best] for o in outcomes] == [[e.text for e in t.n_best] for t in expected]
+    assert [t.text for t in expected] != [transcriber.transcribe(waveform).text for waveform in waveforms[:3]]
+
+
+def test_bfloat16_changes_roundings_alone(waveforms, monkeypatch):
+    """The encoder's and CTC's layers alone see it, and probabilities move by what rounding explains."""
+    texts, types, said = zip(
+        *(heard_in(precision, waveforms[:5], monkeypatch) for precision in ("float32", "bfloat16")), strict=True
+    )
+    assert texts[0] == texts[1]
+    assert types[0] == dict.fromkeys(("features", "linear", "search"), torch.float32)
+    assert types[1] == types[0] | {"linear": torch.bfloat16}
+    for one, other in zip(*said, strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert 0 < float((one.exp() - other.exp()).abs().max()) < 0.1
+        assert float((one.argmax(-1) == other.argmax(-1)).float().mean()) > 0.98
+
+
+def heard_in(precision, waveforms, monkeypatch):
+    """Return texts, the types of what parts of the model gave and the search was given, and what CTC said."""
+    transcriber = Transcriber.load(PRETRAINED / "samba-tiny-en", search="joint", precision=precision)
+    model, types, said = transcriber.model, {}, []
+    read, ctc = model.decoder.read_memory, model.ctc_log_probs
+    model.features.register_forward_hook(lambda module, given, out: types.update(features=out[0].dtype))
+    model.encoder.blocks[0].ff[1].register_forward_hook(lambda module, given, out: types.update(linear=out.dtype))
+    monkeypatch.setattr(model.decoder, "read_memory", lambda x, n: types.update(search=x.dtype) or read(x, n))
+    monkeypatch.setattr(model, "ctc_log_probs", lambda *given: said.append(ctc(*given)) or said[-1])
+    return [transcriber.transcribe(waveform).text for waveform in waveforms], types, said
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "says"),
+    [
+        ("float16", "cpu", r"'float16'\) must be one of 'float32', 'bfloat16'"),
+        ("bfloat16", "cuda", r"device \(cuda\) does not compute in it; use float32"),
+        ("bfloat16", "mps", r"device \(mps\) does not compute in it; use float32"),
+    ],
+)
+def test_a_precision_that_cannot_be_says_what_can(tiny_checkpoint, precision, device, says, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    with pytest.raises(ValueError, match=says):
+        transcriber_module._usable_precision(precision, device)
+    if device == "cpu":
+        with pytest.raises(ValueError, match=says):
+            Transcriber.load(tiny_checkpoint, precision=precision)
+    else:
+        assert transcriber_module._usable_precision("float32", device) == "float32"
 
 
 def test_no_batch_at_all(transcriber):

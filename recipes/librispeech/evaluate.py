@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 try:
     from samba_asr.audio.load import load_audio
-    from samba_asr.config import Search, SearchConfig
+    from samba_asr.config import Precision, Search, SearchConfig
     from samba_asr.evaluation.arguments import natural_int, positive_int
     from samba_asr.evaluation.report import SetResult, combine, summary_line, write_report
     from samba_asr.evaluation.wer import ScoredUtterance
@@ -68,6 +68,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
         "--worst", type=natural_int, default=5, metavar="N", help="worst utterances shown of each set (5)"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    parser.add_argument(
+        "--precision", choices=get_args(Precision), default="float32", help="as transcribe.py's (float32)"
+    )
     parser.add_argument("--threads", type=positive_int, metavar="N", help="CPU threads (default: PyTorch's)")
     return parser.parse_args(arguments)
 
@@ -207,6 +210,7 @@ def describe(options: argparse.Namespace, arguments: Sequence[str], transcriber:
         "Model": f"{options.model or transcriber.name}, {parameters / 1e6:.1f} M parameters",
         "Search": search_setting(transcriber.search, options),
         "Device": torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device,
+        **({"Precision": options.precision} if options.precision != "float32" else {}),
         "Batches": f"at most {options.batch_seconds} s of audio, padding included",
         **({"Limit": f"the first {options.limit} utterances of each set"} if options.limit else {}),
     }
@@ -235,6 +239,7 @@ def run(arguments: Sequence[str]) -> int:
             options.device,
             options.search[0] if options.search else None,
             **search_settings(options),
+            precision=options.precision,
         )
         searches = list(dict.fromkeys(options.search or [transcriber.search.search]))
         for search in searches:  # a search that does not go with the other options shows before the work
