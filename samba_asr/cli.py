@@ -172,7 +172,7 @@ def _add_search(group: argparse._ArgumentGroup) -> None:
         "--search",
         choices=get_args(Search),
         help="ctc: the encoder alone; autoregressive: the decoder, piece by piece; rescoring: the decoder chooses "
-        "among the encoder's best texts; joint: both weigh every piece on the way (default: the model's)",
+        "among the encoder's best texts; joint: both weigh every text on the way (default: the model's)",
     )
     add_search_options(group)
     group.add_argument(

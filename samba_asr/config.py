@@ -236,7 +236,7 @@ class SearchConfig:
 
     search: Search = "ctc"
     """ctc: best path of the CTC head; autoregressive: the decoder, one token after the other; rescoring: the decoder
-    chooses among the CTC head's best texts; joint: both weigh every token on the way."""
+    chooses among the CTC head's best texts; joint: both weigh every text on the way."""
     max_tokens_per_second: float = 12.0
     """The decoder by itself emits no more, so that no input can make it loop. Read speech stays below 12 with 256
     pieces or more; 64 pieces need 20."""
