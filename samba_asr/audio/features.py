@@ -91,6 +91,25 @@ class LogMel(nn.Module):
             own = torch.arange(power.shape[1], device=power.device) < lengths[:, None]  # (batch, frames)
             return self._normalise(log_power, own).masked_fill(~own[:, :, None], 0.0), lengths
 
+    def check_streaming(self) -> None:
+        """Raise ValueError where a frame depends on what comes long after it."""
+        if self.config.normalisation == "whisper":
+            raise ValueError(
+                "normalisation ('whisper') needs the loudest frame of the whole recording, which a stream does not "
+                "know: take a model trained with 'causal' or 'global'"
+            )
+
+    def of_windows(self, samples: Tensor) -> Tensor:
+        """Compute the frames of a stretch of a recording, for streams: samples, (batch, samples) float32, begin where
+        the first frame's window does, n_fft // 2 before its centre, and end with the last one's.
+
+        Returns (batch, frames, n_mels) float32. Raises ValueError as :meth:`check_streaming`.
+        """
+        self.check_streaming()
+        with torch.autocast(samples.device.type, enabled=False):
+            power = self._mel_power_at_once(samples.float())
+            return self._normalise(power.clamp_min(SMALLEST_POWER).log10(), None)
+
     def _mel_power(self, waveforms: Tensor, waveform_lengths: Tensor) -> Tensor:
         """(batch, samples) to (batch, frames, n_mels)."""
         config = self.config
@@ -128,12 +147,14 @@ class LogMel(nn.Module):
         power = spectrum.real.square() + spectrum.imag.square()  # (batch, n_fft // 2 + 1, frames)
         return power.transpose(1, 2) @ self.mel_filters.float().T
 
-    def _normalise(self, log_power: Tensor, own: Tensor) -> Tensor:
-        """Normalise (batch, frames, n_mels); own: (batch, frames), true where a frame is the utterance's own."""
+    def _normalise(self, log_power: Tensor, own: Tensor | None) -> Tensor:
+        """Normalise (batch, frames, n_mels); own: (batch, frames), true where a frame is the utterance's own, which
+        only "whisper" asks for."""
         if self.config.normalisation == "global":
             return (log_power - self.mean.float()) / self.std.float()
         if self.config.normalisation == "causal":
             return (log_power.clamp_min(self.config.log_floor) + 4.0) / 4.0
+        assert own is not None
         if log_power.shape[1] == 0:
             return log_power
         loudest = log_power.masked_fill(~own[:, :, None], -torch.inf).amax(dim=(1, 2), keepdim=True)

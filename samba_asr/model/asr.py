@@ -15,7 +15,7 @@ from samba_asr.audio.features import LogMel
 from samba_asr.config import ModelConfig
 from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.decoder import Decoder
-from samba_asr.model.encoder import Encoder, EncoderBlock
+from samba_asr.model.encoder import BlockState, Encoder, EncoderBlock, advance_blocks
 from samba_asr.ssm.padding import valid_mask
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
@@ -90,6 +90,12 @@ class SambaASR(nn.Module):
             x, _ = block(x, encoder_lengths, chunk)
         logits: Tensor = self.ctc_head(self.ctc_norm(x))
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+
+    def advance_ctc(self, encoder_out: Tensor, states: tuple[BlockState, ...]) -> tuple[Tensor, tuple[BlockState, ...]]:
+        """As :meth:`ctc_log_probs`, of the encoder's next chunk; states: of CTC's own blocks, before it and after."""
+        x, states = advance_blocks(self.ctc_blocks, encoder_out, states)
+        logits: Tensor = self.ctc_head(self.ctc_norm(x))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1), states
 
     def spell(self, tokens: Tensor, token_lengths: Tensor) -> tuple[list[list[int]], list[list[int]]]:
         """Return the pieces in which CTC says each text, and how many each of its tokens takes.

@@ -1,5 +1,8 @@
 """Convolutional stems: log-mel frames to fewer, wider states. Padding is zeroed before every convolution."""
 
+from typing import NamedTuple
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,8 +14,21 @@ NEIGHBOURS = 2
 """States on either side whose frames reach into a state of :class:`WhisperStem`, and more."""
 
 
+class StemState(NamedTuple):
+    """What a stem remembers of the frames so far."""
+
+    inputs: tuple[Tensor, ...]
+    """For each convolution over time, in order, the last of its inputs before those to come, (batch, 1, ...): zeros at
+    the start, as padding is."""
+
+
 def _halved(lengths: Tensor) -> Tensor:
     return (lengths + 1) // 2
+
+
+def _own(x: Tensor, length: int) -> Tensor:
+    """Set x (batch, time, ...) to 0 from a length on, which may be beyond its end."""
+    return x if length >= x.shape[1] else F.pad(x[:, :length], (0, 0) * (x.dim() - 2) + (0, x.shape[1] - length))
 
 
 class Conv4x(nn.Module):
@@ -22,6 +38,7 @@ class Conv4x(nn.Module):
         super().__init__()
         channels = config.encoder.subsampling_channels
         bands = (config.features.n_mels + 3) // 4
+        self.n_mels = config.features.n_mels
         self.conv1 = nn.Conv2d(1, channels, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
         self.out_proj = nn.Linear(channels * bands, config.d_model)
@@ -35,6 +52,31 @@ class Conv4x(nn.Module):
         x = mask_padding(x.transpose(1, 2), lengths).transpose(1, 2)
         x = F.gelu(self.conv2(x))  # (batch, channels, frames / 4, n_mels / 4)
         return self.out_proj(x.transpose(1, 2).flatten(2)), _halved(lengths)
+
+    lookahead = 0
+    """Frames that :meth:`advance` hears beyond those that it makes states of."""
+
+    def initial_state(self, batch: int) -> StemState:
+        """Return the state before any frame."""
+        channels, _, _, _ = self.conv1.weight.shape
+        halved = (self.n_mels + 1) // 2
+        weight = self.conv1.weight
+        return StemState((weight.new_zeros(batch, 1, self.n_mels), weight.new_zeros(batch, 1, channels, halved)))
+
+    def advance(self, features: Tensor, own: int, state: StemState) -> tuple[Tensor, StemState]:
+        """Go on by some states: features (batch, 4 * states, n_mels), the next frames, of which the first ``own`` are
+        the recording's; fewer than all of them end it. Returns x (batch, states, d_model) and the new state."""
+        frames = _own(features, own)
+        x = self._convolve(self.conv1, torch.cat([state.inputs[0], frames], 1).unsqueeze(2))
+        halves = _own(x, (own + 1) // 2)
+        x = self._convolve(self.conv2, torch.cat([state.inputs[1], halves], 1))
+        return self.out_proj(x.flatten(2)), StemState((frames[:, -1:].clone(), halves[:, -1:].clone()))
+
+    @staticmethod
+    def _convolve(conv: nn.Conv2d, x: Tensor) -> Tensor:
+        """(batch, 2 * frames + 1, channels, bands) to (batch, frames, channels, bands / 2), not padded in time."""
+        y = F.conv2d(x.transpose(1, 2), conv.weight, conv.bias, stride=2, padding=(0, 1))
+        return F.gelu(y).transpose(1, 2)
 
 
 class WhisperStem(nn.Module):
@@ -83,6 +125,29 @@ class WhisperStem(nn.Module):
                 x = join(mask_padding(x, lengths).transpose(1, 2)).transpose(1, 2)
                 lengths = _halved(lengths)
         return x, lengths
+
+    lookahead = 1
+    """As :attr:`Conv4x.lookahead`."""
+
+    def initial_state(self, batch: int) -> StemState:
+        """As :meth:`Conv4x.initial_state`."""
+        weights = [conv.weight for conv in self._convolutions()]
+        return StemState(tuple(weight.new_zeros(batch, 1, weight.shape[1]) for weight in weights))
+
+    def advance(self, features: Tensor, own: int, state: StemState) -> tuple[Tensor, StemState]:
+        """As :meth:`Conv4x.advance`: features (batch, states * factor + 1, n_mels), the next states' frames and the
+        one after them, which comes again as the first one of the next call."""
+        x, kept = _own(features, own), []
+        for conv, before in zip(self._convolutions(), state.inputs, strict=True):
+            first = conv is self.conv1
+            kept.append(x[:, -2:-1].clone() if first else x[:, -1:].clone())
+            x = F.conv1d(torch.cat([before, x], 1).transpose(1, 2), conv.weight, conv.bias, conv.stride)
+            own = own if first else (own + 1) // 2
+            x = _own((F.gelu(x) if first or conv is self.conv2 else x).transpose(1, 2), own)
+        return x, StemState(tuple(kept))
+
+    def _convolutions(self) -> list[nn.Conv1d]:
+        return [conv for conv in (self.conv1, self.conv2, self.join, self.join_again) if conv is not None]
 
 
 def build_subsampling(config: ModelConfig) -> Conv4x | WhisperStem:

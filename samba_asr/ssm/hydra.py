@@ -5,6 +5,8 @@ decay a head; itself it hears by a factor of its own. So y = shift(scan(x)) + sh
 both scans come one frame late, or the diagonal would be counted twice.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,15 @@ from torch import Tensor, nn
 from samba_asr.config import MixerConfig
 from samba_asr.ssm.conv import causal_conv1d
 from samba_asr.ssm.cpu_linear import Linear
-from samba_asr.ssm.mixer import GatedRMSNorm, check_input, decay_rates, heads_and_groups, initial_delta_bias
+from samba_asr.ssm.mixer import (
+    GatedRMSNorm,
+    MixerState,
+    check_input,
+    decay_rates,
+    heads_and_groups,
+    initial_delta_bias,
+    zero_state,
+)
 from samba_asr.ssm.padding import from_chunks, in_chunks, mask_padding
 from samba_asr.ssm.ssd import ssd_scan
 
@@ -32,6 +42,16 @@ def centred_conv1d(x: Tensor, weight: Tensor, bias: Tensor | None, chunk: int | 
     windows = padded.unfold(1, side + chunk, chunk).flatten(0, 1).transpose(1, 2)  # a chunk and what is before it
     y = causal_conv1d(F.pad(windows, (0, 0, 0, side)), weight, bias)[0][:, 2 * side :]
     return from_chunks(y, batch, time)
+
+
+class HydraState(NamedTuple):
+    """What a mixer remembers of the chunks so far."""
+
+    mixer: MixerState
+    """conv: (batch, d_conv - 1, channels), the convolution's last inputs; ssm: the forward scan's state, (batch, heads,
+    head_dim, d_state)."""
+    last: Tensor
+    """(batch, 1, heads, head_dim): the forward scan's last output, which the next frame hears."""
 
 
 class Hydra(nn.Module):
@@ -69,35 +89,70 @@ class Hydra(nn.Module):
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk ({chunk}) must be a positive number of frames")
         projected = self.in_proj(mask_padding(x, lengths))
-        z, mixed, steps = projected.split([self.d_inner, self.d_conv_channels, 2 * self.heads], -1)
+        z, mixed, steps = self._split(projected)
         mixed = centred_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, chunk)
-        y = self._before(mixed, steps, lengths) + self._after(mixed, steps, lengths, chunk)
+        before, _, _ = self._before(mixed, steps, lengths)
+        y = before + self._after(mixed, steps, lengths, chunk)
+        return self._gated(y, mixed, z), lengths  # z is 0 on padding, and so is what it gates
+
+    def initial_state(self, batch: int) -> HydraState:
+        """Return the state before any frame."""
+        weight = self.conv1d.weight
+        conv = weight.new_zeros(batch, self.conv1d.kernel_size[0] // 2, self.d_conv_channels)
+        ssm = zero_state(self.A_log, batch, self.heads, self.head_dim, self.d_state)
+        return HydraState(MixerState(conv, ssm), weight.new_zeros(batch, 1, self.heads, self.head_dim))
+
+    def advance(self, x: Tensor, state: HydraState) -> tuple[Tensor, HydraState]:
+        """As :meth:`samba_asr.ssm.mixer.BidirectionalMixer.advance`."""
+        z, mixed, steps = self._split(self.in_proj(x))
+        side = state.mixer.conv.shape[1]
+        heard = torch.cat([state.mixer.conv, mixed], 1)
+        mixed = centred_conv1d(heard, self.conv1d.weight, self.conv1d.bias)[:, side:]
+        before, ssm, last = self._before(mixed, steps, None, state)
+        y = self._gated(before + self._after(mixed, steps, None, None), mixed, z)
+        return y, HydraState(MixerState(heard[:, heard.shape[1] - side :].clone(), ssm), last)
+
+    def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        z, mixed, steps = projected.split([self.d_inner, self.d_conv_channels, 2 * self.heads], -1)
+        return z, mixed, steps
+
+    def _gated(self, y: Tensor, mixed: Tensor, z: Tensor) -> Tensor:
+        """Add what each frame hears of itself to what it hears of others, (batch, time, heads, head_dim); gate it."""
         own = mixed[..., : self.d_inner]
         factor = self.fc_D(own) + self.D.to(own.dtype)
         y = y + own.unflatten(-1, (self.heads, self.head_dim)) * factor.unsqueeze(-1)
-        return self.out_proj(self.norm(y.flatten(-2), z)), lengths  # z is 0 on padding, and so is what it gates
+        gated: Tensor = self.out_proj(self.norm(y.flatten(-2), z))
+        return gated
 
-    def _before(self, mixed: Tensor, steps: Tensor, lengths: Tensor | None) -> Tensor:
-        """Return what each frame hears of those before it: (batch, time, heads, head_dim), not masked."""
-        y = self._scan(mixed, steps, lengths, reverse=False)
-        return F.pad(y, (0, 0, 0, 0, 1, 0))[:, : y.shape[1]]
+    def _before(
+        self, mixed: Tensor, steps: Tensor, lengths: Tensor | None, state: HydraState | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what each frame hears of those before it, (batch, time, heads, head_dim), not masked; the scan's last
+        state, and its last output."""
+        y, ssm = self._scan(mixed, steps, lengths, reverse=False, ssm=None if state is None else state.mixer.ssm)
+        first = y.new_zeros(len(y), 1, *y.shape[2:]) if state is None else state.last
+        heard = torch.cat([first, y], 1)
+        return heard[:, :-1], ssm, heard[:, -1:].clone()
 
     def _after(self, mixed: Tensor, steps: Tensor, lengths: Tensor | None, chunk: int | None) -> Tensor:
         """Return what each frame hears of those after it, in its chunk: (batch, time, heads, head_dim)."""
         if chunk is not None:
             (mixed_, own), (steps_, _) = (in_chunks(tensor, lengths, chunk) for tensor in (mixed, steps))
             return from_chunks(self._after(mixed_, steps_, own, None), *mixed.shape[:2])
-        y = self._scan(mixed, steps, lengths, reverse=True)
+        y, _ = self._scan(mixed, steps, lengths, reverse=True)
         return F.pad(y, (0, 0, 0, 0, 0, 1))[:, 1:]
 
-    def _scan(self, mixed: Tensor, steps: Tensor, lengths: Tensor | None, reverse: bool) -> Tensor:
-        """mixed: (batch, time, d_conv_channels), x and each direction's B and C; steps: (batch, time, 2 * heads)."""
+    def _scan(
+        self, mixed: Tensor, steps: Tensor, lengths: Tensor | None, reverse: bool, ssm: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """mixed: (batch, time, d_conv_channels), x and each direction's B and C; steps: (batch, time, 2 * heads); ssm:
+        the state to start from. Returns y, (batch, time, heads, head_dim), and the last state."""
         x, *forwards, B, C = mixed.split([self.d_inner, *[self.groups * self.d_state] * 4], -1)
         if not reverse:
             B, C = forwards
         if self.groups > 1:
             B, C = (tensor.unflatten(-1, (self.groups, self.d_state)) for tensor in (B, C))
-        y = ssd_scan(
+        y, ssm = ssd_scan(
             x.unflatten(-1, (self.heads, self.head_dim)),
             steps.chunk(2, -1)[reverse],
             decay_rates(self.A_log),
@@ -107,8 +162,9 @@ class Hydra(nn.Module):
             self.dt_bias,
             delta_softplus=True,
             lengths=lengths,
+            initial_state=ssm,
+            return_last_state=True,
             reverse=reverse,
             chunk_size=self.chunk_size,
         )
-        assert isinstance(y, Tensor)
-        return y
+        return y, ssm

@@ -83,7 +83,8 @@ def decay_rates(A_log: Tensor) -> Tensor:
     return -torch.exp(A_log.to(torch.promote_types(A_log.dtype, torch.float32)))
 
 
-def _zero_state(A_log: Tensor, *shape: int) -> Tensor:
+def zero_state(A_log: Tensor, *shape: int) -> Tensor:
+    """Return a scan's state before any frame, in float32 or better."""
     return A_log.new_zeros(shape, dtype=torch.promote_types(A_log.dtype, torch.float32))
 
 
@@ -117,7 +118,7 @@ class Mamba(nn.Module):
         """Return the state before any frame."""
         weight = self.conv1d.weight
         conv = weight.new_zeros(batch, self.conv1d.kernel_size[0] - 1, self.d_inner)
-        return MixerState(conv, _zero_state(self.A_log, batch, self.d_inner, self.d_state))
+        return MixerState(conv, zero_state(self.A_log, batch, self.d_inner, self.d_state))
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, state: MixerState | None = None, reverse: bool = False
@@ -215,7 +216,7 @@ class Mamba2(nn.Module):
         """Return the state before any frame."""
         weight = self.conv1d.weight
         conv = weight.new_zeros(batch, self.conv1d.kernel_size[0] - 1, self.d_conv_channels)
-        return MixerState(conv, _zero_state(self.A_log, batch, self.heads, self.head_dim, self.d_state))
+        return MixerState(conv, zero_state(self.A_log, batch, self.heads, self.head_dim, self.d_state))
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, state: MixerState | None = None, reverse: bool = False
@@ -301,7 +302,7 @@ class S4D(nn.Module):
     def initial_state(self, batch: int) -> MixerState:
         """Return the state before any frame."""
         conv = self.D.new_zeros(batch, 0, self.d_inner)
-        return MixerState(conv, _zero_state(self.A_imag, batch, *self.C.shape))
+        return MixerState(conv, zero_state(self.A_imag, batch, *self.C.shape))
 
     def forward(
         self, x: Tensor, lengths: Tensor | None = None, state: MixerState | None = None, reverse: bool = False
@@ -394,6 +395,20 @@ class BidirectionalMixer(nn.Module):
         x = self.forwards.in_proj(mask_padding(x, lengths))
         y = self.forwards.mix(x, lengths, None, False)[0] + self._backwards(x, lengths, chunk)
         return self.forwards.out_proj(y), lengths
+
+    def initial_state(self, batch: int) -> MixerState:
+        """Return the state before any frame."""
+        return self.forwards.initial_state(batch)
+
+    def advance(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+        """Go on by a chunk: x (batch, frames, d_model), all of them the sequences' own. Returns y, shaped like x, and
+        the forward mixer's state after it; chunk after chunk, what :meth:`forward` gives with such chunks."""
+        if not self.shared_projections:
+            y, state = self.forwards(x, None, state)
+            return y + self.backwards(x, None, None, True)[0], state
+        x = self.forwards.in_proj(x)
+        y, state = self.forwards.mix(x, None, state, False)
+        return self.forwards.out_proj(y + self.backwards.mix(x, None, None, True)[0]), state
 
     def _backwards(self, x: Tensor, lengths: Tensor | None, chunk: int | None) -> Tensor:
         if chunk is not None:
