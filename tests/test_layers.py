@@ -40,7 +40,8 @@ ALLOWED = {
     "search_options": set(),
     "picture": {"transcript"},
     "long_form": RECOGNISER | {"transcript"},
-    "transcriber": RECOGNISER | {"transcript", "long_form"},
+    "live": RECOGNISER | {"transcript", "long_form"},
+    "transcriber": RECOGNISER | {"transcript", "long_form", "live"},
     "export": RECOGNISER | {"transcript", "transcriber"},
     "job": RECOGNISER | {"transcript", "transcriber", "writers", "recordings", "outputs", "console"},
     "cli": RECOGNISER
