@@ -44,8 +44,9 @@ ALLOWED = {
     "transcriber": RECOGNISER | {"transcript", "long_form", "live"},
     "export": RECOGNISER | {"transcript", "transcriber"},
     "job": RECOGNISER | {"transcript", "transcriber", "writers", "recordings", "outputs", "console"},
+    "mic": RECOGNISER | {"transcript", "live", "transcriber", "writers", "console", "search_options"},
     "cli": RECOGNISER
-    | {"transcriber", "subtitles", "writers", "recordings", "outputs", "console", "job", "search_options"},
+    | {"transcriber", "subtitles", "writers", "recordings", "outputs", "console", "job", "search_options", "mic"},
     "server": RECOGNISER | {"transcript", "transcriber", "subtitles", "writers"},
     "evaluation": RECOGNISER,
     "training": RECOGNISER | {"evaluation"},
@@ -69,6 +70,7 @@ HEAVY = [
     "lightning",
     "matplotlib",
     "silero_vad",
+    "sounddevice",
     "tokenizers",
     "torchaudio",
     "triton",
