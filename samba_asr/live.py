@@ -87,8 +87,7 @@ class Live:
         # A block is what completes a chunk: whatever sizes are fed, the same calls follow one another.
         self._block = np.empty(self._chunk + self._encoder.lookahead_samples, np.float32)
         self._filled, self._wanted, self._samples = 0, len(self._block), 0
-        device = model.ctc_head.weight.device
-        self._states = torch.empty(0, model.config.d_model, device=device)
+        self._states = model.ctc_head.weight.new_empty(0, model.config.d_model)
         self._log_probs = np.empty((0, model.config.ctc_vocab_size), np.float32)
         self._first = 0
         """The first state that is kept."""
@@ -159,7 +158,7 @@ class Live:
     def _advance(self, chunks: Chunks) -> list[LiveResult]:
         if not len(chunks.log_probs):
             return []
-        self._states = torch.cat([self._states, chunks.encoder_out.to(self._states.dtype)])
+        self._states = torch.cat([self._states, chunks.encoder_out])
         self._log_probs = np.concatenate([self._log_probs, chunks.log_probs.cpu().numpy()])
         voice = None if self._voice is None else self._speaking.take(len(chunks.log_probs))
         results = [

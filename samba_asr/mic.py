@@ -5,6 +5,7 @@ import contextlib
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from samba_asr.audio.load import open_audio
 from samba_asr.audio.microphone import Microphone, microphones
 from samba_asr.config import Search
-from samba_asr.console import PROGRAM, put, say
+from samba_asr.console import PROGRAM, put, reason, say
 from samba_asr.search_options import add_search_options, search_settings
 from samba_asr.transcript import Transcript
 from samba_asr.writers import WRITERS
@@ -53,7 +55,9 @@ def run(argv: Sequence[str]) -> int:
         if arguments.list_devices:
             put("".join(f"{line}\n" for line in microphones()), sys.stdout)
             return DONE
-        source = _Recording(arguments.file) if arguments.file else Microphone(arguments.device_name)
+        source = (
+            _Recording(arguments.file, not arguments.quiet) if arguments.file else Microphone(arguments.device_name)
+        )
         live = _live(arguments)
     except (OSError, ValueError, RuntimeError) as error:
         say("error", " ".join(str(error).split()))
@@ -67,7 +71,7 @@ def run(argv: Sequence[str]) -> int:
             for block in source:
                 screen.show(live.feed(block))
             screen.show(live.finish())
-    except (OSError, ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, MemoryError) as error:
         screen.clear()
         say(source.name, error)
         return FAILED
@@ -81,15 +85,20 @@ def run(argv: Sequence[str]) -> int:
 class _Recording:
     """Iterates over a file's samples, as a microphone does."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warns: bool) -> None:
         self.name = str(path)
         self.stopped = False
-        self._path = path
+        self._path, self._warns = path, warns
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
-        from samba_asr.audio.load import open_audio
-
-        waveform = open_audio(self._path)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                waveform = open_audio(self._path)
+            except OSError as error:
+                raise ValueError(reason(error, self.name)) from error
+        for warning in caught if self._warns else ():
+            say(self.name, str(warning.message).removeprefix(f"{self.name}: "))
         for start in range(0, len(waveform), 16_000):
             if self.stopped:
                 return

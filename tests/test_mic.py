@@ -307,6 +307,30 @@ def test_a_file_that_is_none(capsys):
     assert capsys.readouterr() == ("", "samba-asr: missing.wav: no such file\n")
 
 
+def test_a_damaged_file_gives_what_is_left_and_says_so(waveform, tmp_path, capsys):
+    soundfile.write(tmp_path / "whole.wav", waveform, RATE)
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes((tmp_path / "whole.wav").read_bytes()[:100_000])
+    assert main(["mic", "--file", str(cut)]) == 0
+    out, err = capsys.readouterr()
+    assert out.strip() and all(line.startswith(f"samba-asr: {cut}: ") for line in err.splitlines())
+    assert main(["mic", "--quiet", "--file", str(cut)]) == 0
+    assert capsys.readouterr() == (out, "")
+
+
+@pytest.mark.parametrize(("error", "status"), [(BrokenPipeError(), 141), (OSError(28, "No space left"), 1)])
+def test_standard_output_that_takes_no_more(error, status, install, waveform, capsys, monkeypatch):
+    fake = install(FakeSoundDevice(waveform))
+
+    def failing(text, stream):
+        raise error
+
+    monkeypatch.setattr(mic, "put", failing)
+    assert main(["mic"]) == status
+    assert fake.closed == 1
+    assert capsys.readouterr().err == ("samba-asr: standard output: No space left\n" if status == 1 else "")
+
+
 def test_help_teaches_and_the_other_help_names_it(capsys):
     for argv, words in (
         (["mic", "-h"], ("--list-devices", "Ctrl-C", "./mic", "--hotwords")),
