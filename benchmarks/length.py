@@ -7,8 +7,8 @@ Utterances that follow each other in the manifest are joined with 0.3 s of silen
 of the table holds the same words. Times are medians over rounds that take the lengths in turn: whatever slows the
 machine slows all rows. Linear cost shows as the same time for a second of audio in every row; words that get lost or
 invented in long recordings show in the word error rates. --vad: recordings of more than 30 s are cut where nobody
-speaks, as the command line does; without, each is one piece. Memory is the peak of a process of its own that
-transcribes a row's longest recording from a file.
+speaks, as the command line does; without, the encoder takes them in one pass. Memory is the peak of a process of its
+own that transcribes a row's longest recording from a file.
 """
 
 import argparse

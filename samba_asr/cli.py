@@ -153,8 +153,8 @@ def _add_model(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--vad",
         action=argparse.BooleanOptionalAction,
-        help="find where somebody speaks, and transcribe that alone; --no-vad: each recording in one piece, which "
-        "takes 65 MB for a minute with a tiny model (default: --vad where a recording lasts more than 30 s)",
+        help="find where somebody speaks, and transcribe that alone; --no-vad: leave nothing out, the encoder takes "
+        "long recordings in one pass (default: --vad where a recording lasts more than 30 s)",
     )
     group.add_argument(
         "--batch-size", type=_positive, metavar="N", help="spans of recordings at once (default: 2, on a GPU 16)"

@@ -13,17 +13,19 @@ from samba_asr.transcript import Alternative, Transcript
 
 
 def forget_shapes() -> None:
-    """Keep oneDNN from holding memory for each length that it has met: some 25 MB, in a cache of 1024 primitives.
+    """Keep oneDNN from holding memory for each length that it has met: some 25 MB, in a cache of 1024 primitives. A
+    few are enough for what comes again and again, such as a stream's chunks.
 
     It reads this when it first works; who set it otherwise is left alone.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "0")
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 
 class Cutter:
     """Tells which spans of a recording to transcribe.
 
-    vad: True: where somebody speaks, whatever the recording's length; False: all recordings whole; None: recordings
+    vad: True: where somebody speaks, whatever the recording's length; False: all recordings whole, long ones in one
+    pass (see :mod:`samba_asr.one_pass`); None: recordings
     longer than :data:`LONGEST_SECONDS` where somebody speaks or, without a detector, cut at their quietest places.
     """
 
@@ -41,10 +43,15 @@ class Cutter:
     def way(self) -> str:
         """How recordings are cut, in words."""
         if self.vad is False:
-            return "in one piece"
+            return "in one pass"
         if self.detector is None:
             return "cut at their quietest places (pip install silero-vad to find speech)"
         return f"{'as all, ' if self.vad else ''}where silero-vad hears speech"
+
+    def whole(self, waveform: Waveform) -> bool:
+        """Tell whether a recording, (samples,), is one that others would cut, and is not to be; none in which nothing
+        is heard."""
+        return self.vad is False and len(waveform) > self.longest and bool(waveform.any())
 
     def spans(self, waveform: Waveform) -> list[Span]:
         """Return the spans of a recording, (samples,), in order; none of one in which nothing is heard."""
@@ -63,9 +70,10 @@ def joined(parts: Sequence[Transcript], starts: Sequence[float], duration: float
     starts: seconds from the recording's begin to each part's; duration: the recording's seconds; count: of the best
     texts, 1 for no others.
     """
+    ends = [*starts[1:], duration]  # where one part ends as the next begins, rounding must not let words overlap
     words = tuple(
-        replace(word, start=min(start + word.start, duration), end=min(start + word.end, duration))
-        for part, start in zip(parts, starts, strict=True)
+        replace(word, start=min(start + word.start, end), end=min(start + word.end, end))
+        for part, start, end in zip(parts, starts, ends[: len(parts)], strict=True)
         for word in part.words
     )
     of_parts = [[(f" {each.text}", each.score) for each in part.n_best] for part in parts]

@@ -4,12 +4,14 @@ import copy
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from samba_asr.audio.load import StoredAudio, Waveform, checked_waveform, open_audio
 from samba_asr.audio.segments import Span
@@ -27,6 +29,7 @@ from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.language_model import LanguageModel
 from samba_asr.model.pretrained import resolve_model
+from samba_asr.one_pass import parts
 from samba_asr.text.tokenizer import SPECIAL_IDS, Tokenizer
 from samba_asr.transcript import Alternative, Transcript, Word
 
@@ -99,10 +102,10 @@ class Transcriber:
         search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, lm_length_bonus, hotword_boost:
         instead of the checkpoint's (see :class:`SearchConfig`). lm: a language model, see
         :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. vad: True to transcribe
-        only where somebody speaks, False to take each recording in one piece; without, recordings of more than 30 s are
-        cut. batch_size: spans at once. Raises FileNotFoundError where there is no such model or file, ValueError for a
-        broken one, a device that this machine lacks, or a setting that cannot be; RuntimeError where a library for the
-        language model or voice activity is not installed.
+        only where somebody speaks, False to leave nothing out, where the encoder takes recordings of more than 30 s in
+        one pass; without, they are cut. batch_size: spans at once. Raises FileNotFoundError where there is no such
+        model or file, ValueError for a broken one, a device that this machine lacks, or a setting that cannot be;
+        RuntimeError where a library for the language model or voice activity is not installed.
         """
         folder = resolve_model(model)
         recogniser, tokenizer = load_checkpoint(folder, device=_usable_device(device))
@@ -170,18 +173,21 @@ class Transcriber:
             return self._with_hotwords(_weights(hotwords)).transcribe_batch(waveforms, n_best=n_best)
         self.check(n_best)
         arrays = [_checked(waveform) for waveform in waveforms]
-        spans = [self.cutter.spans(array) for array in arrays]
+        whole = [self._takes_one_pass(array) for array in arrays]
+        spans = [[] if one else self.cutter.spans(array) for array, one in zip(arrays, whole, strict=True)]
         pieces = [(array, span) for array, of_one in zip(arrays, spans, strict=True) for span in of_one]
         heard = iter(self._heard_in_batches(pieces, max(self.batch_size, len(arrays)), n_best))
         return [
-            joined(
+            self._in_one_pass(array, n_best)
+            if one
+            else joined(
                 [next(heard) for _ in of_one],
                 [start / self.sample_rate for start, _ in of_one],
                 len(array) / self.sample_rate,
                 self.name,
                 n_best,
             )
-            for array, of_one in zip(arrays, spans, strict=True)
+            for array, of_one, one in zip(arrays, spans, whole, strict=True)
         ]
 
     @torch.inference_mode()
@@ -239,6 +245,11 @@ class Transcriber:
         other.hotwords = hotwords
         return other
 
+    def _takes_one_pass(self, waveform: Waveform) -> bool:
+        """Tell whether a recording is long, not to be cut, and of features that can be made on the way."""
+        streams = self.model.config.features.normalisation != "whisper"
+        return self.cutter.whole(waveform) and streams
+
     def _heard_in_batches(self, pieces: Sequence[tuple[Waveform, Span]], size: int, n_best: int) -> list[Transcript]:
         """Transcribe pieces of about one length at once: little of a batch is padding. The longest come first: where
         memory is short, that shows at once."""
@@ -255,18 +266,46 @@ class Transcriber:
         waveforms, lengths = _padded(arrays)
         encoder_out, encoder_lengths = self.model.encode(waveforms.to(device), lengths.to(device))
         log_probs = self.model.ctc_log_probs(encoder_out, encoder_lengths).cpu().numpy()
+        durations = [len(array) / self.sample_rate for array in arrays]
+        return self._found(encoder_out, encoder_lengths, log_probs, durations, n_best)
+
+    @torch.inference_mode()
+    def _in_one_pass(self, waveform: Waveform, n_best: int) -> Transcript:
+        """Transcribe a long recording whose encoder does not stop on the way, a few stretches at once."""
+        duration = len(waveform) / self.sample_rate
+        heard, starts = [], []
+        waiting = parts(self.model, waveform)
+        while batch := list(islice(waiting, self.batch_size)):
+            states = pad_sequence([part.encoder_out for part in batch], batch_first=True)
+            log_probs = pad_sequence([torch.from_numpy(part.log_probs) for part in batch], batch_first=True)
+            lengths = [len(part.log_probs) for part in batch]
+            begins = [part.start * self.model.seconds_per_state for part in batch]
+            seconds = [length * self.model.seconds_per_state for length in lengths]
+            heard += self._found(states, torch.tensor(lengths).to(states.device), log_probs.numpy(), seconds, n_best)
+            starts += begins
+        return joined(heard, starts, duration, self.name, n_best)
+
+    def _found(
+        self,
+        encoder_out: Tensor,
+        encoder_lengths: Tensor,
+        log_probs: np.ndarray,
+        durations: Sequence[float],
+        n_best: int,
+    ) -> list[Transcript]:
+        """Search states (batch, states, d_model), of which CTC says log_probs (batch, states, vocab_size)."""
         found = search_stretches(self.model, encoder_out, encoder_lengths, log_probs, self.search, self.advisers())
         return [
-            self._transcript(len(array) / self.sample_rate, said, stretches, n_best)
-            for array, said, stretches in zip(arrays, log_probs, found, strict=True)
+            self._transcript(duration, said, stretches, n_best)
+            for duration, said, stretches in zip(durations, log_probs, found, strict=True)
         ]
 
     @torch.inference_mode()
     def _of_segment(self, states: Tensor, log_probs: np.ndarray) -> Transcript:
         """Search a part of a stream. states: (states, d_model); log_probs: (states, vocab_size) of CTC."""
         lengths = torch.tensor([len(states)], device=states.device)
-        (found,) = search_stretches(self.model, states[None], lengths, log_probs[None], self.search, self.advisers())
-        return self._transcript(len(states) * self.model.seconds_per_state, log_probs, found, 1)
+        seconds = len(states) * self.model.seconds_per_state
+        return self._found(states[None], lengths, log_probs[None], [seconds], 1)[0]
 
     def _of_pieces(self, pieces: Sequence[int], log_probs: np.ndarray) -> Transcript:
         """Return what CTC's pieces say of a part of a stream; log_probs: (states, vocab_size)."""

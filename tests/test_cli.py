@@ -392,7 +392,7 @@ def test_vad_leaves_silence_out(tiny_checkpoint, pause, flags, cut, capsys):
 def test_no_vad_no_detector_and_one_that_is_missing(tiny_checkpoint, pause, monkeypatch, capsys):
     flags = ["--model", str(tiny_checkpoint), "-v", pause]
     assert main(["--no-vad", *flags]) == 0
-    assert "long recordings: in one piece\n" in capsys.readouterr().err
+    assert "long recordings: in one pass\n" in capsys.readouterr().err
     monkeypatch.setattr("samba_asr.audio.vad._weights", lambda: None)
     assert main(flags) == 0
     assert "long recordings: cut at their quietest places (pip install silero-vad" in capsys.readouterr().err

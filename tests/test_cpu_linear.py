@@ -93,6 +93,15 @@ def test_a_row_is_the_same_in_any_company(calls):
 
 
 @needs_kernels
+@torch.no_grad()
+def test_rows_of_several_sequences_are_rows(calls):
+    layer, x = Linear(33, 47).eval(), torch.randn(2, 3, 33)
+    assert torch.equal(layer(x), layer(x.flatten(0, 1)).view(2, 3, 47))
+    assert torch.equal(layer(x[0, 0]), layer(x[0, :1])[0])
+    assert len(calls) == 4 * 5  # five pointers a call
+
+
+@needs_kernels
 def test_changed_weights_are_packed_anew():
     layer, x = Linear(20, 40).eval(), torch.randn(3, 20)
     optimiser = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)
@@ -132,7 +141,8 @@ def test_other_inputs_go_to_torch(calls):
     assert layer.weight.grad is not None
     with torch.no_grad():
         assert layer(torch.randn(MOST_ROWS + 1, 8)).shape == (MOST_ROWS + 1, 5)
-        assert layer(torch.randn(2, 3, 8)).shape == (2, 3, 5)
+        assert layer(torch.randn(2, MOST_ROWS, 8)).shape == (2, MOST_ROWS, 5)
+        assert layer(torch.empty(2, 0, 8)).shape == (2, 0, 5)
         assert layer(torch.empty(0, 8)).shape == (0, 5)
         assert layer.double()(torch.randn(3, 8).double()).dtype == torch.float64
         with torch.autocast("cpu", torch.bfloat16):

@@ -13,6 +13,7 @@ from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.pretrained import PRETRAINED
 from samba_asr.model.streaming import Chunks, EncoderStream
+from samba_asr.ssm.hydra import Hydra, centred_conv1d
 
 RATE = 16_000
 MIXERS = {
@@ -62,17 +63,21 @@ def whole(model, samples, chunk):
     return Chunks(encoder_out[0], model.ctc_log_probs(encoder_out, lengths, chunk)[0])
 
 
-def streamed(model, samples, chunk, block=None):
+def streamed(model, samples, chunk, block=None, ahead=0):
     """What a stream gives in the end."""
-    stream = EncoderStream(model, chunk)
+    stream = EncoderStream(model, chunk, ahead)
     found = [stream.feed(part) for part in samples.split(block or max(len(samples), 1))] + [stream.finish()]
     assert not len(stream.finish().log_probs)
     return Chunks(*map(torch.cat, zip(*found, strict=True)))
 
 
 def check(model, samples, chunk):
-    found, expected = streamed(model, samples, chunk), whole(model, samples, chunk)
+    found = streamed(model, samples, chunk)
     assert found.log_probs.dtype == torch.float32
+    check_close(found, whole(model, samples, chunk))
+
+
+def check_close(found, expected):
     for each, other in zip(found, expected, strict=True):
         assert each.shape == other.shape
         if len(other):
@@ -100,6 +105,52 @@ def test_all_mixers(speech, mixer, chunk):
 @pytest.mark.parametrize("kind", ["mamba2", "mamba", "s4d"])
 def test_shared_projections(speech, kind):
     check(random_model(MIXERS[kind], shared=True), speech[: 3 * RATE], 6)
+
+
+def hydra_block(block, heard, start, end, convolved):
+    """What comes out of a block, and its convolution up to the end of a chunk: there, its own chunk's frames have heard
+    no more than the chunk did, and that is what the forward scan goes over later."""
+    mixer = block.mixer
+    z, mixed, steps = mixer._split(mixer.in_proj(block.norm(heard)))
+    mixed = centred_conv1d(mixed, mixer.conv1d.weight, mixer.conv1d.bias)
+    mixed = mixed if convolved is None else torch.cat([convolved, mixed[:, start:]], 1)
+    x = heard + mixer._gated(mixer._before(mixed, steps, None)[0] + mixer._after(mixed, steps, None, None), mixed, z)
+    return x + block.ff(x), mixed[:, :end]
+
+
+@torch.inference_mode()
+def with_ahead(model, samples, chunk, ahead):
+    """What chunks say that hear some states of the next one. A block hears what the one before it has made of all
+    chunks so far, and of the window that this chunk hears, as if nothing came after it."""
+    features, lengths = model.features(samples[None], torch.tensor([len(samples)]))
+    x, _ = model.encoder.subsampling(features, lengths)
+    blocks = [*model.encoder.blocks, *model.ctc_blocks]
+    done = [x[:, :0] for _ in range(len(blocks) + 1)]
+    convolved = [None] * len(blocks)
+    for start in range(0, x.shape[1], chunk):
+        window = x[:, start : start + chunk + ahead]
+        for layer, block in enumerate(blocks):
+            heard = torch.cat([done[layer], window], 1)
+            done[layer] = torch.cat([done[layer], window[:, :chunk]], 1)
+            if isinstance(block.mixer, Hydra):
+                heard, convolved[layer] = hydra_block(block, heard, start, start + chunk, convolved[layer])
+            else:
+                heard, _ = block(heard, torch.tensor([heard.shape[1]]))
+            window = heard[:, start:]
+        done[-1] = torch.cat([done[-1], window[:, :chunk]], 1)
+    encoder_out = model.encoder.norm(done[len(model.encoder.blocks)])
+    return Chunks(encoder_out[0], model.ctc_head(model.ctc_norm(done[-1]))[0].log_softmax(-1))
+
+
+@pytest.mark.parametrize(("chunk", "ahead"), [(6, 0), (6, 2), (6, 6), (4, 9), (10, 30), (200, 5)])
+@pytest.mark.parametrize("mixer", ["mamba2", "groups", "mamba", "s4d", "hydra", "shared"])
+def test_a_chunk_may_hear_what_comes_next(speech, mixer, chunk, ahead):
+    model = random_model(MIXERS.get(mixer, MIXER), shared=mixer == "shared")
+    samples = speech[: 2 * RATE + 99]
+    found, expected = streamed(model, samples, chunk, ahead=ahead), with_ahead(model, samples, chunk, ahead)
+    check_close(found, expected)
+    for block in (333, 5000):
+        assert all(map(torch.equal, streamed(model, samples, chunk, block, ahead), found))
 
 
 @pytest.mark.parametrize(
@@ -155,14 +206,16 @@ def test_blocks_of_any_size_change_no_bit(shipped, speech, name):
         assert all(map(torch.equal, each, expected))
 
 
+@pytest.mark.parametrize("ahead", [0, 2])
 @pytest.mark.parametrize("stem", ["conv4x", "whisper8x"])
-def test_a_chunk_comes_as_soon_as_it_can(stem):
+def test_a_chunk_comes_as_soon_as_it_can(stem, ahead):
     """With the sample that completes what it waits for, and not before; the next ones change none of it."""
     model = random_model(stem=stem)
-    stream = EncoderStream(model, 3)
-    size = 3 * model.config.encoder.subsampling_factor * 160
-    assert stream.lookahead_samples == (40 if stem == "conv4x" else 200)
-    samples = torch.randn(3 * size)
+    stream = EncoderStream(model, 3, ahead)
+    state = model.config.encoder.subsampling_factor * 160
+    size = 3 * state
+    assert stream.lookahead_samples == ahead * state + (40 if stem == "conv4x" else 200)
+    samples = torch.randn(3 * size + 200)
     start = 0
     for chunk in (1, 2):
         end = chunk * size + stream.lookahead_samples
@@ -208,6 +261,8 @@ def test_what_cannot_be(shipped):
     for chunk in (0, -3):
         with pytest.raises(ValueError, match=rf"chunk \({chunk}\) must be a positive number of states"):
             EncoderStream(shipped, chunk)
+    with pytest.raises(ValueError, match=r"ahead \(-1\) must not be negative"):
+        EncoderStream(shipped, 16, -1)
     with pytest.raises(ValueError, match=r"normalisation \('whisper'\) needs the loudest frame"):
         EncoderStream(random_model(features=FeatureConfig(normalisation="whisper")), 16)
     with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):

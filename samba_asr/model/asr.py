@@ -91,9 +91,12 @@ class SambaASR(nn.Module):
         logits: Tensor = self.ctc_head(self.ctc_norm(x))
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
-    def advance_ctc(self, encoder_out: Tensor, states: tuple[BlockState, ...]) -> tuple[Tensor, tuple[BlockState, ...]]:
-        """As :meth:`ctc_log_probs`, of the encoder's next chunk; states: of CTC's own blocks, before it and after."""
-        x, states = advance_blocks(self.ctc_blocks, encoder_out, states)
+    def advance_ctc(
+        self, encoder_out: Tensor, states: tuple[BlockState, ...], ahead: int = 0
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
+        """As :meth:`ctc_log_probs`, of the encoder's next chunk; states: of CTC's own blocks, before it and after;
+        ahead: as in :meth:`Encoder.advance`."""
+        x, states = advance_blocks(self.ctc_blocks, encoder_out, states, ahead)
         logits: Tensor = self.ctc_head(self.ctc_norm(x))
         return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1), states
 

@@ -1,14 +1,13 @@
 """The encoder: convolutional subsampling and bidirectional Mamba blocks."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from samba_asr.config import MixerConfig, ModelConfig
 from samba_asr.model.feedforward import FeedForward, ResidualDrop
-from samba_asr.model.subsampling import StemState, build_subsampling
+from samba_asr.model.subsampling import build_subsampling
 from samba_asr.ssm.hydra import Hydra, HydraState
 from samba_asr.ssm.mixer import BidirectionalMixer, MixerState
 from samba_asr.ssm.padding import mask_padding
@@ -16,13 +15,6 @@ from samba_asr.ssm.pieces import joined, spans
 
 BlockState = MixerState | HydraState
 """What a block remembers of the chunks so far: its mixer's state."""
-
-
-class EncoderState(NamedTuple):
-    """What the encoder remembers of the chunks so far."""
-
-    stem: StemState
-    blocks: tuple[BlockState, ...]
 
 
 class EncoderBlock(nn.Module):
@@ -61,9 +53,9 @@ class EncoderBlock(nn.Module):
         """Return the state before any frame."""
         return self.mixer.initial_state(batch)
 
-    def advance(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
+    def advance(self, x: Tensor, state: BlockState, ahead: int = 0) -> tuple[Tensor, BlockState]:
         """Go on by a chunk, in evaluation mode: as :meth:`BidirectionalMixer.advance`."""
-        y, after = self.mixer.advance(self.norm(x), state)  # type: ignore[arg-type]  # of the mixer's own kind
+        y, after = self.mixer.advance(self.norm(x), state, ahead)  # type: ignore[arg-type]  # of the mixer's own kind
         x = x + y
         return x if self.ff is None else x + self.ff(x), after
 
@@ -106,17 +98,14 @@ class Encoder(nn.Module):
                 outputs.append(x)
         return mask_padding(self.norm(x), lengths), lengths
 
-    def initial_state(self, batch: int) -> EncoderState:
-        """Return the state before any frame."""
-        return EncoderState(self.subsampling.initial_state(batch), initial_states(self.blocks, batch))
-
-    def advance(self, features: Tensor, own: int, state: EncoderState) -> tuple[Tensor, EncoderState]:
-        """Go on by a chunk of states, in evaluation mode: features, own: as the stem's ``advance`` takes them. Returns
-        encoder_out (batch, states, d_model) and the new state; chunk after chunk, what :meth:`forward` gives with such
-        chunks."""
-        x, stem = self.subsampling.advance(features, own, state.stem)
-        x, blocks = advance_blocks(self.blocks, x, state.blocks)
-        return self.norm(x), EncoderState(stem, blocks)
+    def advance(
+        self, x: Tensor, states: tuple[BlockState, ...], ahead: int = 0
+    ) -> tuple[Tensor, tuple[BlockState, ...]]:
+        """Go on by a chunk of what the stem gives, in evaluation mode: x (batch, states, d_model), to encoder_out,
+        shaped like it, and the blocks' states; ahead: as in :meth:`BidirectionalMixer.advance`. Chunk after chunk, what
+        :meth:`forward` gives with such chunks."""
+        x, states = advance_blocks(self.blocks, x, states, ahead)
+        return self.norm(x), states
 
 
 def initial_states(blocks: Iterable[nn.Module], batch: int) -> tuple[BlockState, ...]:
@@ -125,12 +114,12 @@ def initial_states(blocks: Iterable[nn.Module], batch: int) -> tuple[BlockState,
 
 
 def advance_blocks(
-    blocks: Iterable[nn.Module], x: Tensor, states: tuple[BlockState, ...]
+    blocks: Iterable[nn.Module], x: Tensor, states: tuple[BlockState, ...], ahead: int = 0
 ) -> tuple[Tensor, tuple[BlockState, ...]]:
     """Go on by a chunk through some blocks, as :meth:`EncoderBlock.advance` through one."""
     after = []
     for block, state in zip(blocks, states, strict=True):
         assert isinstance(block, EncoderBlock)
-        x, of_block = block.advance(x, state)
+        x, of_block = block.advance(x, state, ahead)
         after.append(of_block)
     return x, tuple(after)

@@ -1,5 +1,6 @@
 """The encoder as a stream: audio comes in blocks of any size, states come out in chunks that never change again."""
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from samba_asr.model.asr import SambaASR
-from samba_asr.model.encoder import BlockState, EncoderState, initial_states
+from samba_asr.model.encoder import BlockState, initial_states
+from samba_asr.model.subsampling import StemState
 
 
 class Chunks(NamedTuple):
@@ -20,7 +22,10 @@ class Chunks(NamedTuple):
 
 
 class _State(NamedTuple):
-    encoder: EncoderState
+    stem: StemState
+    waiting: Tensor
+    """(1, states, d_model), what the stem gave that the blocks have not done with."""
+    blocks: tuple[BlockState, ...]
     ctc: tuple[BlockState, ...]
 
 
@@ -30,39 +35,46 @@ class EncoderStream:
     All work is done in whole chunks, so that nothing depends on how the audio is cut into blocks; between chunks only
     the forward mixers' states and a few samples and frames are kept. A chunk costs the same whatever came before it.
 
-    chunk: states, at least 1. Raises ValueError for another, and for a model in training mode or with features that
-    depend on the whole recording.
+    chunk: states, at least 1; ahead: states after its end that a chunk hears as well, which costs as much as if it were
+    so much longer; best with a large common divisor. Raises ValueError for others, and for a model in training mode or
+    with features that depend on the whole recording.
     """
 
-    def __init__(self, model: SambaASR, chunk: int) -> None:
+    def __init__(self, model: SambaASR, chunk: int, ahead: int = 0) -> None:
         if chunk < 1:
             raise ValueError(f"chunk ({chunk}) must be a positive number of states")
+        if ahead < 0:
+            raise ValueError(f"ahead ({ahead}) must not be negative: a number of states, or 0")
         if model.training:
             raise ValueError("the model is in training mode, in which it drops things at random: call model.eval()")
         model.features.check_streaming()
-        self.model = model
-        self.chunk = chunk
-        config = model.config.features
+        self.model, self.chunk, self.ahead = model, chunk, ahead
+        config, stem = model.config.features, model.encoder.subsampling
         self._hop, self._half = config.hop_length, config.n_fft // 2
         self._factor = model.config.encoder.subsampling_factor
-        self._frames = chunk * self._factor
-        self._windows = model.encoder.subsampling.lookahead * self._hop + config.n_fft - self._hop
+        # What the stem hears at once: the blocks wait for no more than they hear.
+        self._frames = math.gcd(chunk, ahead) * self._factor
+        self._windows = stem.lookahead * self._hop + config.n_fft - self._hop
         self._weight = model.ctc_head.weight
-        # From the beginning of a chunk's first frame to the end of the last one that it hears.
+        # From the beginning of its first frame to the end of the last one.
         size = self._frames * self._hop + max(self._windows, self._half)
         self._samples = torch.zeros(1, size, device=self._weight.device)
         self._filled = self._half  # before the first sample, it is reflected
         self._first, self._ended = True, False
-        self._state = _State(model.encoder.initial_state(1), initial_states(model.ctc_blocks, 1))
+        waiting = self._weight.new_zeros(1, 0, model.config.d_model)
+        blocks, ctc = (initial_states(blocks, 1) for blocks in (model.encoder.blocks, model.ctc_blocks))
+        self._state = _State(stem.initial_state(1), waiting, blocks, ctc)
 
     @property
     def lookahead_samples(self) -> int:
         """Samples after a chunk's end that must have come before it is computed."""
-        return self._samples.shape[1] - self._half - self._frames * self._hop
+        windows = self._samples.shape[1] - self._half - self._frames * self._hop
+        return self.ahead * self._factor * self._hop + windows
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of everything that is kept between chunks, room for a chunk's samples included; it does not change."""
+        """Bytes of everything that is kept between chunks, room for samples included: as many after an hour as after a
+        minute."""
         return sum(tensor.untyped_storage().nbytes() for tensor in (self._samples, *_tensors(self._state)))
 
     @torch.inference_mode()
@@ -80,7 +92,9 @@ class EncoderStream:
             self._samples[0, self._filled : self._filled + some] = samples[taken : taken + some]
             self._filled, taken = self._filled + some, taken + some
             if self._filled == self._samples.shape[1]:
-                found.append(self._advance(self._frames + self.model.encoder.subsampling.lookahead))
+                self._listen(self._frames + self.model.encoder.subsampling.lookahead)
+                if self._state.waiting.shape[1] >= self.chunk + self.ahead:
+                    found.append(self._think())
         return self._joined(found)
 
     @torch.inference_mode()
@@ -91,25 +105,35 @@ class EncoderStream:
             own = -(-(self._filled - self._half) // self._hop)
             if own > 0:
                 self._samples[:, self._filled :] = 0
-                found.append(self._advance(own))
+                self._listen(own)
             self._ended = own <= self._frames
+        while self._state.waiting.shape[1]:
+            found.append(self._think())
         return self._joined(found)
 
-    def _advance(self, own: int) -> Chunks:
-        """Compute a chunk, or less where fewer frames are left, ``own``, and go on to the next one's samples."""
+    def _listen(self, own: int) -> None:
+        """Make the stem's states of the samples, or of less where fewer frames are left, ``own``."""
         if self._first:
             self._samples[:, : self._half] = self._samples[:, self._half + 1 : 2 * self._half + 1].flip(1)
             self._first = False
         frames = min(self._frames, -(-own // self._factor) * self._factor)
-        size = frames * self._hop + self._windows
-        features = self.model.features.of_windows(self._samples[:, :size]).to(self._weight.dtype)
-        encoder_out, encoder = self.model.encoder.advance(features, own, self._state.encoder)
-        log_probs, ctc = self.model.advance_ctc(encoder_out, self._state.ctc)
-        self._state = _State(encoder, ctc)
+        samples = self._samples[:, : frames * self._hop + self._windows]
+        features = self.model.features.of_windows(samples).to(self._weight.dtype)
+        x, stem = self.model.encoder.subsampling.advance(features, own, self._state.stem)
+        self._state = self._state._replace(stem=stem, waiting=torch.cat([self._state.waiting, x], 1))
         past = self._frames * self._hop
         self._samples[:, :-past] = self._samples[:, past:].clone()
         self._filled -= past
-        return Chunks(encoder_out[0], log_probs[0])
+
+    def _think(self) -> Chunks:
+        """Make a chunk of the stem's states, the last one shorter, and of those ahead."""
+        _, waiting, blocks, ctc = self._state
+        heard = waiting[:, : self.chunk + self.ahead]
+        ahead = max(heard.shape[1] - self.chunk, 0)
+        encoder_out, blocks = self.model.encoder.advance(heard, blocks, ahead)
+        log_probs, ctc = self.model.advance_ctc(encoder_out, ctc, ahead)
+        self._state = self._state._replace(waiting=waiting[:, self.chunk :].clone(), blocks=blocks, ctc=ctc)
+        return Chunks(encoder_out[0, : self.chunk], log_probs[0, : self.chunk])
 
     def _joined(self, found: list[Chunks]) -> Chunks:
         if len(found) == 1:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from samba_asr.ssm.native import load_kernels
-from samba_asr.ssm.native.calls import level, on_cpu, pointer, threads_for
+from samba_asr.ssm.native.calls import gradient_wanted, level, on_cpu, pointer, threads_for
 
 
 class _Conv(ctypes.Structure):
@@ -35,30 +35,35 @@ def cpu_conv(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`samba_asr.ssm.conv.causal_conv1d`, whose checks it relies on; y's padding is 0."""
     with torch.autocast("cpu", enabled=False):
-        y, last = _CpuConv.apply(  # type: ignore[no-untyped-call]
+        inputs = (
             x.contiguous(),
             weight.float().contiguous(),
             None if bias is None else bias.float().contiguous(),
             None if initial is None else initial.float().contiguous(),
             None if lengths is None else lengths.to(torch.int64).contiguous(),
-            reverse,
         )
+        run = _CpuConv.apply if gradient_wanted(*inputs) else _forward  # a chunk of a stream is short: this counts
+        y, last = run(*inputs, reverse)
         return y, last.to(x.dtype)
+
+
+def _forward(*inputs: Any) -> tuple[Tensor, Tensor]:
+    x, weight, *_, reverse = inputs
+    kernels = load_kernels()
+    assert kernels is not None
+    y = torch.empty_like(x)
+    last = weight.new_empty(x.shape[0], weight.shape[2] - 1, x.shape[2])
+    conv = _conv(inputs[:5], y, last, reverse)
+    kernels.samba_conv_forward(ctypes.byref(conv), threads_for(x.numel(), 1 << 17), level())
+    return y, last
 
 
 class _CpuConv(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        x, weight, _, _, _, reverse = inputs
-        kernels = load_kernels()
-        assert kernels is not None
-        y = torch.empty_like(x)
-        last = weight.new_empty(x.shape[0], weight.shape[2] - 1, x.shape[2])
-        conv = _conv(inputs[:5], y, last, reverse)
-        kernels.samba_conv_forward(ctypes.byref(conv), threads_for(x.numel(), 1 << 17), level())
         ctx.save_for_backward(*inputs[:5])
-        ctx.reverse = reverse
-        return y, last
+        ctx.reverse = inputs[5]
+        return _forward(*inputs)
 
     @staticmethod
     @torch.autograd.function.once_differentiable

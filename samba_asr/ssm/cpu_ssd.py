@@ -55,15 +55,27 @@ def cpu_ssd(
     rows = [_in_rows(tensor.to(kind)) for tensor in (x, delta, B, C)]
     small = [None if t is None else t.float().contiguous() for t in (A, D, delta_bias, initial_state)]
     with torch.autocast("cpu", enabled=False):
-        y, last = _CpuSsd.apply(  # type: ignore[no-untyped-call]
-            *rows,
-            *small,
-            None if lengths is None else lengths.to(torch.int64).contiguous(),
-            delta_softplus,
-            reverse,
-            gradient_wanted(*rows, *small),
-        )
+        tensors = [*rows, *small, None if lengths is None else lengths.to(torch.int64).contiguous()]
+        if gradient_wanted(*tensors):
+            y, last = _CpuSsd.apply(*tensors, delta_softplus, reverse)  # type: ignore[no-untyped-call]
+        else:  # a chunk of a stream is short: this counts
+            y, last, _ = _forward(tensors, delta_softplus, reverse, False)
         return y.to(x.dtype), last
+
+
+def _forward(tensors: list[Any], softplus: bool, reverse: bool, gradient: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return y, the last state and, for a gradient, what backward asks for."""
+    x, B, A = tensors[0], tensors[2], tensors[4]
+    kernels = load_kernels()
+    assert kernels is not None
+    batch, time, heads, head_dim = x.shape
+    y = x.new_empty(x.shape)
+    last, kept = A.new_empty(batch, heads, head_dim, B.shape[3]), None
+    if gradient:
+        kept = A.new_empty(batch, -(-time // kernels.samba_ssd_chunk()), heads, B.shape[3], head_dim)
+    ssd = _ssd([*tensors, y, last, kept], softplus, reverse)
+    kernels.samba_ssd_forward(ctypes.byref(ssd), _threads(x, B), level())
+    return y, last, kept
 
 
 def _in_rows(tensor: Tensor) -> Tensor:
@@ -80,17 +92,8 @@ def _in_rows(tensor: Tensor) -> Tensor:
 class _CpuSsd(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
-        *tensors, softplus, reverse, gradient = inputs
-        x, B, A = tensors[0], tensors[2], tensors[4]
-        kernels = load_kernels()
-        assert kernels is not None
-        batch, time, heads, head_dim = x.shape
-        y = x.new_empty(x.shape)
-        last, kept = A.new_empty(batch, heads, head_dim, B.shape[3]), None
-        if gradient:
-            kept = A.new_empty(batch, -(-time // kernels.samba_ssd_chunk()), heads, B.shape[3], head_dim)
-        ssd = _ssd([*tensors, y, last, kept], softplus, reverse)
-        kernels.samba_ssd_forward(ctypes.byref(ssd), _threads(x, B), level())
+        *tensors, softplus, reverse = inputs
+        y, last, kept = _forward(tensors, softplus, reverse, True)
         ctx.save_for_backward(*tensors, kept)
         ctx.flags = softplus, reverse
         return y, last
@@ -121,7 +124,6 @@ class _CpuSsd(torch.autograd.Function):
             None if D is None else dD.sum(0),
             None if bias is None else dbias.sum(0),
             None if initial is None else dinitial,
-            None,
             None,
             None,
             None,

@@ -102,15 +102,17 @@ class Hydra(nn.Module):
         ssm = zero_state(self.A_log, batch, self.heads, self.head_dim, self.d_state)
         return HydraState(MixerState(conv, ssm), weight.new_zeros(batch, 1, self.heads, self.head_dim))
 
-    def advance(self, x: Tensor, state: HydraState) -> tuple[Tensor, HydraState]:
+    def advance(self, x: Tensor, state: HydraState, ahead: int = 0) -> tuple[Tensor, HydraState]:
         """As :meth:`samba_asr.ssm.mixer.BidirectionalMixer.advance`."""
         z, mixed, steps = self._split(self.in_proj(x))
-        side = state.mixer.conv.shape[1]
+        side, size = state.mixer.conv.shape[1], x.shape[1] - ahead
         heard = torch.cat([state.mixer.conv, mixed], 1)
         mixed = centred_conv1d(heard, self.conv1d.weight, self.conv1d.bias)[:, side:]
-        before, ssm, last = self._before(mixed, steps, None, state)
-        y = self._gated(before + self._after(mixed, steps, None, None), mixed, z)
-        return y, HydraState(MixerState(heard[:, heard.shape[1] - side :].clone(), ssm), last)
+        before, ssm, last = self._before(mixed[:, :size], steps[:, :size], None, state)
+        after = HydraState(MixerState(heard[:, size : size + side].clone(), ssm), last)
+        if ahead:
+            before = torch.cat([before, self._before(mixed[:, size:], steps[:, size:], None, after)[0]], 1)
+        return self._gated(before + self._after(mixed, steps, None, None), mixed, z), after
 
     def _split(self, projected: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         z, mixed, steps = projected.split([self.d_inner, self.d_conv_channels, 2 * self.heads], -1)

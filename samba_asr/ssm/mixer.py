@@ -5,7 +5,8 @@ Mambas' parameters keep mamba_ssm's names and shapes, so that weights interchang
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -230,9 +231,9 @@ class Mamba2(nn.Module):
         self, projected: Tensor, lengths: Tensor | None, state: MixerState | None, reverse: bool
     ) -> tuple[Tensor, MixerState]:
         """As :meth:`Mamba.mix`."""
-        state = state or self.initial_state(len(projected))
+        conv, ssm = (None, None) if state is None else (state.conv, state.ssm)
         z, mixed, delta = self._split(projected)
-        mixed, conv = causal_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, lengths, state.conv, reverse)
+        mixed, conv = causal_conv1d(mixed, self.conv1d.weight, self.conv1d.bias, lengths, conv, reverse)
         x, B, C = self._selection(mixed)
         y, ssm = ssd_scan(
             x,
@@ -244,7 +245,7 @@ class Mamba2(nn.Module):
             self.dt_bias,
             delta_softplus=True,
             lengths=lengths,
-            initial_state=state.ssm,
+            initial_state=ssm,
             return_last_state=True,
             reverse=reverse,
             chunk_size=self.chunk_size,
@@ -343,6 +344,7 @@ class S4D(nn.Module):
 
 
 Mixer = Mamba | Mamba2 | S4D
+State = TypeVar("State")
 
 
 def build_mixer(d_model: int, config: MixerConfig) -> Mixer:
@@ -361,6 +363,17 @@ def _in_pieces(mixer: nn.Module, x: Tensor, lengths: Tensor | None, reverse: boo
         y, state = mixer(x[:, start:end], own, state, reverse)
         found.append(y)
     return joined(found[::-1] if reverse else found)
+
+
+def in_parts(
+    scan: Callable[[Tensor, None, State], tuple[Tensor, State]], x: Tensor, state: State, ahead: int
+) -> tuple[Tensor, State]:
+    """Scan x (batch, time, ...) forwards, and return the state before the last frames, ``ahead``."""
+    if not ahead:
+        return scan(x, None, state)
+    size = x.shape[1] - ahead
+    y, state = scan(x[:, :size], None, state)
+    return torch.cat([y, scan(x[:, size:], None, state)[0]], 1), state
 
 
 class BidirectionalMixer(nn.Module):
@@ -400,15 +413,20 @@ class BidirectionalMixer(nn.Module):
         """Return the state before any frame."""
         return self.forwards.initial_state(batch)
 
-    def advance(self, x: Tensor, state: MixerState) -> tuple[Tensor, MixerState]:
+    def advance(self, x: Tensor, state: MixerState, ahead: int = 0) -> tuple[Tensor, MixerState]:
         """Go on by a chunk: x (batch, frames, d_model), all of them the sequences' own. Returns y, shaped like x, and
-        the forward mixer's state after it; chunk after chunk, what :meth:`forward` gives with such chunks."""
+        the forward mixer's state after it; chunk after chunk, what :meth:`forward` gives with such chunks.
+
+        ahead: of these frames the last, which only lend an ear to those before them: they come again in the next chunk,
+        and the state is the one before them.
+        """
+        forwards, backwards = self.forwards, self.backwards
         if not self.shared_projections:
-            y, state = self.forwards(x, None, state)
-            return y + self.backwards(x, None, None, True)[0], state
-        x = self.forwards.in_proj(x)
-        y, state = self.forwards.mix(x, None, state, False)
-        return self.forwards.out_proj(y + self.backwards.mix(x, None, None, True)[0]), state
+            y, state = in_parts(forwards, x, state, ahead)
+            return y + backwards(x, None, None, True)[0], state
+        x = forwards.in_proj(x)
+        y, state = in_parts(lambda part, _, before: forwards.mix(part, None, before, False), x, state, ahead)
+        return forwards.out_proj(y + backwards.mix(x, None, None, True)[0]), state
 
     def _backwards(self, x: Tensor, lengths: Tensor | None, chunk: int | None) -> Tensor:
         if chunk is not None:
