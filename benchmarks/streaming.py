@@ -44,6 +44,8 @@ class Row:
     name: str
     chunk: float | None = None
     """Seconds; None: whole recordings."""
+    ahead: float = 0.0
+    """Seconds that are heard after each chunk, with it."""
     pause: float | None = None
     """Seconds that end a segment."""
     texts: list[str] = field(default_factory=list)
@@ -64,7 +66,7 @@ class Row:
 def hear(transcriber: Transcriber, waveform: np.ndarray, row: Row) -> None:
     """Stream an utterance."""
     assert row.chunk is not None
-    live = transcriber.live(chunk_seconds=row.chunk, pause_seconds=row.pause)
+    live = transcriber.live(chunk_seconds=row.chunk, ahead_seconds=row.ahead, pause_seconds=row.pause)
     size, texts, shown, begun = round(BLOCK * transcriber.sample_rate), [], 0, False
     starts: list[int | None] = [*range(0, len(waveform), size), None]  # None: the end
     begin = time.process_time()
@@ -152,10 +154,10 @@ def minutes_of(utterances: Sequence[Utterance], minutes: int, sample_rate: int) 
 
 
 def hour(transcriber: Transcriber, utterances: Sequence[Utterance], chunk: float, minutes: int) -> str:
-    """Stream an hour; return a table of the minutes that are the same."""
+    """Stream an hour; print the minutes that are the same as rows of a table, and return what there was in all."""
     live = transcriber.live(chunk_seconds=chunk)
     size = round(BLOCK * transcriber.sample_rate)
-    lines = ["| minute | processor, ms/s | carried at its end, MB | at most so far, MB |", "|---:|---:|---:|---:|"]
+    print("| minute | processor, ms/s | carried at its end, MB | at most so far, MB |\n|---:|---:|---:|---:|")
     most, words = 0, 0
     made = minutes_of(utterances, minutes, transcriber.sample_rate)
     for number, minute in enumerate(tqdm(made, total=minutes, unit="min", file=sys.stderr)):
@@ -166,8 +168,15 @@ def hour(transcriber: Transcriber, utterances: Sequence[Utterance], chunk: float
             words += sum(len(result.words) for result in results if result.final)
         spent = 1000 * (time.process_time() - begin) / MINUTE
         if number in (0, minutes // 2, minutes - 1):
-            lines.append(f"| {number + 1} | {spent:.1f} | {live.state_bytes / 1e6:.2f} | {most / 1e6:.2f} |")
-    return "\n".join([*lines, "", f"{words} words in {minutes} minutes."])
+            cells = f"{spent:.1f} | {live.state_bytes / 1e6:.2f} | {most / 1e6:.2f}"
+            print(f"| {number + 1} | {cells} |", flush=True)
+    return f"\n{words} words in {minutes} minutes."
+
+
+def chunk_and_ahead(text: str) -> tuple[float, float]:
+    """Read "S" or "S+A". Raises as :func:`positive_float`."""
+    chunk, plus, ahead = text.partition("+")
+    return positive_float(chunk), positive_float(ahead) if plus else 0.0
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -178,7 +187,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--limit", type=natural_int, metavar="N", help="so many at most; 0: the hour alone (all)")
     parser.add_argument("--model", help="checkpoint folder, or a name in pretrained/ (default: as transcribe.py)")
     parser.add_argument(
-        "--chunks", nargs="+", type=positive_float, default=[0.32, 0.64, 1.28], metavar="S", help="(0.32 0.64 1.28)"
+        "--chunks",
+        nargs="+",
+        type=chunk_and_ahead,
+        default=[(0.32, 0.0), (0.64, 0.0), (1.28, 0.0)],
+        metavar="S",
+        help="seconds heard at once, or S+A: and A seconds that follow (0.32 0.64 1.28)",
     )
     parser.add_argument(
         "--pauses", nargs="+", type=positive_float, default=[PAUSE_SECONDS], metavar="S", help=f"({PAUSE_SECONDS})"
@@ -194,15 +208,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     torch.set_num_threads(options.threads)
     rows = [Row("whole")]
-    for chunk in options.chunks:
-        rows += [Row(f"{chunk:g} s, no pause", chunk)]
-        rows += [Row(f"{chunk:g} s, pauses of {pause:g} s", chunk, pause) for pause in options.pauses]
+    for chunk, ahead in options.chunks:
+        name = f"{chunk:g} s and {ahead:g} s" if ahead else f"{chunk:g} s"
+        rows += [Row(f"{name}, no pause", chunk, ahead)]
+        rows += [Row(f"{name}, pauses of {pause:g} s", chunk, ahead, pause) for pause in options.pauses]
     try:
         utterances = read_manifest(options.manifest)
         chosen = utterances[:: options.stride][: options.limit]
         transcriber = Transcriber.load(options.model)
         for row in rows[1:]:  # warms up, too, and complains before an hour has passed
-            hear(transcriber, np.zeros(transcriber.sample_rate, np.float32), Row("", row.chunk, row.pause))
+            hear(transcriber, np.zeros(transcriber.sample_rate, np.float32), Row("", row.chunk, row.ahead, row.pause))
         for utterance in tqdm(chosen, unit="utt", file=sys.stderr):
             waveform = load_audio(utterance.audio, transcriber.sample_rate)
             for row in rows:

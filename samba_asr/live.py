@@ -56,7 +56,7 @@ class Live:
 
     model: must be able to hear in chunks, ValueError otherwise. detector: tells where somebody speaks; None: CTC does.
     search: a segment's states, (states, d_model), and CTC's log-probabilities, (states, vocab_size), to its transcript;
-    read: pieces and the same log-probabilities to theirs. chunk_seconds, pause_seconds: as of
+    read: pieces and the same log-probabilities to theirs. chunk_seconds, ahead_seconds, pause_seconds: as of
     :meth:`samba_asr.transcriber.Transcriber.live`.
     """
 
@@ -67,17 +67,20 @@ class Live:
         search: Callable[[Tensor, NDArray[np.floating]], Transcript],
         read: Callable[[Sequence[int], NDArray[np.floating]], Transcript],
         chunk_seconds: float = CHUNK_SECONDS,
+        ahead_seconds: float = 0.0,
         pause_seconds: float | None = PAUSE_SECONDS,
     ) -> None:
         self._seconds_per_state = state = model.seconds_per_state
         if not chunk_seconds >= state:
             raise ValueError(f"chunk_seconds ({chunk_seconds}) must be at least {state}, one of the encoder's states")
+        if not ahead_seconds >= 0:
+            raise ValueError(f"ahead_seconds ({ahead_seconds}) must not be negative")
         if pause_seconds is not None and not pause_seconds >= 2 * state:
             raise ValueError(f"pause_seconds ({pause_seconds}) must be at least {2 * state}, or None")
         chunk = round(chunk_seconds / state)
         self.sample_rate = model.config.features.sample_rate
         self._search, self._read = search, read
-        self._encoder = EncoderStream(model, chunk)
+        self._encoder = EncoderStream(model, chunk, round(ahead_seconds / state))
         samples = round(state * self.sample_rate)
         self._voice = None if detector is None else VoiceStream(detector)
         self._speaking = Speaking(samples)

@@ -165,7 +165,11 @@ def _live(arguments: argparse.Namespace) -> "Live":
     transcriber = Transcriber.load(
         arguments.model, arguments.device, arguments.search, **search_settings(arguments), vad=arguments.vad
     )
-    return transcriber.live(chunk_seconds=arguments.chunk_seconds, pause_seconds=arguments.pause_seconds)
+    return transcriber.live(
+        chunk_seconds=arguments.chunk_seconds,
+        ahead_seconds=arguments.ahead_seconds,
+        pause_seconds=arguments.pause_seconds,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -192,6 +196,14 @@ def _parser() -> argparse.ArgumentParser:
         default=0.64,
         metavar="S",
         help="how much is heard at once: with less, words come earlier and more of them are wrong (default: 0.64)",
+    )
+    parser.add_argument(
+        "--ahead-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="how much of what follows is heard with each chunk: fewer words are wrong, each comes so much later, and "
+        "more is computed (default: 0)",
     )
     parser.add_argument(
         "--pause-seconds", type=float, default=0.7, metavar="S", help="a longer silence ends a line (default: 0.7)"

@@ -206,26 +206,30 @@ class Transcriber:
         self,
         *,
         chunk_seconds: float = CHUNK_SECONDS,
+        ahead_seconds: float = 0.0,
         pause_seconds: float | None = PAUSE_SECONDS,
         hotwords: Hotwords | None = None,
     ) -> Live:
         """Begin to transcribe what comes block by block, such as a microphone's sound; see :class:`Live`.
 
         chunk_seconds: how much is heard at once; with less, words come earlier and more of them are wrong.
+        ahead_seconds: how much of what follows a chunk is heard with it, and later again in its own; it is waited for.
         pause_seconds: a longer silence ends a segment; None: none does. hotwords: instead of the transcriber's own.
         Raises ValueError as :meth:`check`, for such a setting that cannot be, and for a model that cannot hear live.
         """
         if hotwords is not None:
             other = self._with_hotwords(_weights(hotwords))
-            return other.live(chunk_seconds=chunk_seconds, pause_seconds=pause_seconds)
+            return other.live(chunk_seconds=chunk_seconds, ahead_seconds=ahead_seconds, pause_seconds=pause_seconds)
         self.check()
-        return Live(self.model, self.cutter.detector, self._of_segment, self._of_pieces, chunk_seconds, pause_seconds)
+        settings = (chunk_seconds, ahead_seconds, pause_seconds)
+        return Live(self.model, self.cutter.detector, self._of_segment, self._of_pieces, *settings)
 
     def stream(
         self,
         blocks: Iterable[np.ndarray],
         *,
         chunk_seconds: float = CHUNK_SECONDS,
+        ahead_seconds: float = 0.0,
         pause_seconds: float | None = PAUSE_SECONDS,
         hotwords: Hotwords | None = None,
     ) -> Iterator[LiveResult]:
@@ -235,7 +239,9 @@ class Transcriber:
         does not depend on the sizes. Other arguments and what is raised: as of :meth:`live`; ValueError for blocks of
         another shape or type.
         """
-        live = self.live(chunk_seconds=chunk_seconds, pause_seconds=pause_seconds, hotwords=hotwords)
+        live = self.live(
+            chunk_seconds=chunk_seconds, ahead_seconds=ahead_seconds, pause_seconds=pause_seconds, hotwords=hotwords
+        )
         for block in blocks:
             yield from live.feed(block)
         yield from live.finish()

@@ -245,6 +245,9 @@ def test_streaming_prints_a_row_a_way_to_hear(streaming, tiny_checkpoint, manife
         assert 0 < median <= most <= 0.68  # what has to follow a state, and the block
         assert float(row[8]) > 0.01 and float(row[9]) > 0
     assert lines[-1] == "tiny-random, ctc search of finals, 2 utterances, 1 threads, reading files left out"
+    assert streaming.main([*options[:4], "--chunks", "0.32+0.64", "--limit", "1", "--minutes", "0"]) == 0
+    row = cells(capsys.readouterr().out.splitlines()[3])
+    assert row[0] == "0.32 s and 0.64 s, no pause" and float(row[4].split(", ")[0]) > 0.6
     assert streaming.main([*options[:2], "--manifest", "missing.jsonl"]) == 2
     assert "missing.jsonl does not exist" in capsys.readouterr().err
     assert streaming.main([*options[:4], "--limit", "0", "--minutes", "60"]) == 2

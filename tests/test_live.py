@@ -15,6 +15,7 @@ from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.search import search_stretches
 from samba_asr.live import CHUNK_SECONDS, Live
 from samba_asr.model.pretrained import PRETRAINED
+from samba_asr.model.streaming import EncoderStream
 from samba_asr.transcriber import Transcriber
 from samba_asr.transcript import Transcript
 
@@ -80,6 +81,13 @@ def check(results, duration):
     assert not results or results[-1].final
 
 
+def ahead(model, waveform, chunk, more):
+    """As chunked, of an encoder that hears what follows a chunk as well, through its own stream."""
+    found = EncoderStream(model, chunk, more)
+    parts = zip(found.feed(torch.from_numpy(waveform)), found.finish(), strict=True)
+    return [torch.cat(part)[None].clone() for part in parts]
+
+
 @torch.no_grad()
 def chunked(model, waveform, chunk):
     """All states at once, of an encoder that hears in chunks."""
@@ -88,8 +96,8 @@ def chunked(model, waveform, chunk):
     return encoder_out, model.ctc_log_probs(encoder_out, lengths, chunk)
 
 
-@pytest.mark.parametrize("chunk", [8, 16])
-def test_finals_are_what_joint_search_finds_in_the_same_states(shipped, two, chunk, monkeypatch):
+@pytest.mark.parametrize(("chunk", "more"), [(16, 0), (8, 0), (8, 8)])
+def test_finals_are_what_joint_search_finds_in_the_same_states(shipped, two, chunk, more, monkeypatch):
     spans, final = [], Live._final
 
     def noted(self, start, end):
@@ -97,9 +105,10 @@ def test_finals_are_what_joint_search_finds_in_the_same_states(shipped, two, chu
         return final(self, start, end)
 
     monkeypatch.setattr(Live, "_final", noted)
-    results = streamed(shipped, two, chunk_seconds=chunk * 0.04)
+    results = streamed(shipped, two, chunk_seconds=chunk * 0.04, ahead_seconds=more * 0.04)
     check(results, len(two) / RATE)
-    encoder_out, log_probs = chunked(shipped.model, two, chunk)
+    states = ahead(shipped.model, two, chunk, more) if more else chunked(shipped.model, two, chunk)
+    encoder_out, log_probs = states
     assert len(spans) == len(finals(results)) == 2
     for (start, end), result in zip(spans, finals(results), strict=True):
         part = (encoder_out[:, start:end], torch.tensor([end - start]), log_probs[:, start:end].numpy())
@@ -202,6 +211,7 @@ def test_words_come_while_they_are_said(shipped, two):
     live = shipped.live()
     assert live.lookahead == pytest.approx(CHUNK_SECONDS, abs=0.1)
     assert shipped.live(chunk_seconds=0.32).lookahead == pytest.approx(0.32, abs=0.1)
+    assert shipped.live(chunk_seconds=0.32, ahead_seconds=0.2).lookahead == pytest.approx(0.52, abs=0.1)
     for block in in_blocks(two, [160]):
         if live.feed(block):
             break
@@ -244,6 +254,7 @@ def test_a_stream_says_what_it_cannot_take(tiny_checkpoint):
     for settings, says in (
         ({"chunk_seconds": 0.03}, r"chunk_seconds \(0.03\) must be at least 0.04"),
         ({"chunk_seconds": math.nan}, "chunk_seconds"),
+        ({"ahead_seconds": -0.1}, r"ahead_seconds \(-0.1\) must not be negative"),
         ({"pause_seconds": 0.05}, r"pause_seconds \(0.05\) must be at least 0.08"),
         ({"hotwords": ["a"]}, "must be 'joint'"),
     ):

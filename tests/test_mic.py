@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -184,11 +185,12 @@ def test_a_file_is_heard_like_a_microphone(waveform, results, tmp_path, capsys):
 
 def test_settings_are_passed_on(waveform, tmp_path, capsys, tiny_checkpoint):
     soundfile.write(tmp_path / "a.wav", waveform, RATE)
-    options = ["--chunk-seconds", "0.32", "--pause-seconds", "0.3", "--no-vad", "--search", "joint", "--beam-size", "3"]
+    options = ["--chunk-seconds", "0.32", "--ahead-seconds", "0.16", "--pause-seconds", "0.3"]
+    options += ["--no-vad", "--search", "joint", "--beam-size", "3"]
     assert main(["mic", "--file", str(tmp_path / "a.wav"), *options]) == 0
     transcriber = Transcriber.load(tiny_checkpoint, search="joint", beam_size=3, vad=False)
     stored = [load_audio(tmp_path / "a.wav")]
-    found = finals(transcriber.stream(stored, chunk_seconds=0.32, pause_seconds=0.3))
+    found = finals(transcriber.stream(stored, chunk_seconds=0.32, ahead_seconds=0.16, pause_seconds=0.3))
     assert capsys.readouterr().out == found != finals(Transcriber.load().stream(stored))
 
 
@@ -286,9 +288,22 @@ def test_lost_sound_is_told(install, waveform, capsys):
     assert capsys.readouterr().err == "samba-asr: built-in: sound was lost: the machine is too busy\n"
 
 
+def test_sound_that_waits_too_long_is_lost_and_told(install, waveform, monkeypatch):
+    monkeypatch.setattr(microphone, "ROOM", 20)
+    install(FakeSoundDevice(waveform))
+    source, blocks = Microphone(), []
+    for block in source:
+        if not blocks:
+            time.sleep(0.3)  # what plays meanwhile is all there is
+        blocks.append(block)
+    assert source.lost and 20 <= len(blocks) < 60
+    assert np.array_equal(np.concatenate(blocks), waveform[: 800 * len(blocks)])
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["--ahead-seconds", "-1"], "ahead_seconds (-1.0) must not be negative"),
         (["--chunk-seconds", "0.01"], "chunk_seconds (0.01) must be at least 0.04"),
         (["--pause-seconds", "0"], "pause_seconds (0.0) must be at least 0.08"),
         (["--threads", "0"], "--threads (0) must be 1 or more"),

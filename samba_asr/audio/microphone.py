@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 BLOCK_SECONDS = 0.05
 """Of sound at a time."""
+ROOM = 1200
+"""Blocks, a minute, that wait to be heard; what comes while there are more is lost."""
 _WAIT = 0.5
 """Seconds after which an interrupt is seen where no sound comes; some systems wake no thread that waits for it."""
 
@@ -50,7 +52,7 @@ class Microphone:
         self._error: type[Exception] = sounddevice.PortAudioError
         self._blocks: queue.SimpleQueue[NDArray[np.float32] | None] = queue.SimpleQueue()
         self.lost = False
-        """Whether the system dropped sound, because the machine was too busy."""
+        """Whether sound was dropped, because the machine was too busy."""
         try:
             found = sounddevice.query_devices(chosen, "input")
         except (ValueError, self._error) as error:
@@ -96,8 +98,10 @@ class Microphone:
 
     def _take(self, samples: NDArray[np.float32], count: int, times: object, status: Any) -> None:
         """What PortAudio calls from its own thread; samples: (count, 1), not ours to keep."""
-        self.lost = self.lost or bool(status.input_overflow)
-        self._blocks.put(samples[:, 0].copy())
+        full = self._blocks.qsize() >= ROOM
+        self.lost = self.lost or full or bool(status.input_overflow)
+        if not full:
+            self._blocks.put(samples[:, 0].copy())
 
     def _unusable(self, error: Exception) -> RuntimeError:
         return RuntimeError(
