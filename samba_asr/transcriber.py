@@ -212,6 +212,8 @@ class Transcriber:
     ) -> Live:
         """Begin to transcribe what comes block by block, such as a microphone's sound; see :class:`Live`.
 
+        Of a transcriber with vad=False, or without silero-vad, CTC alone says where there is speech.
+
         chunk_seconds: how much is heard at once; with less, words come earlier and more of them are wrong.
         ahead_seconds: how much of what follows a chunk is heard with it, and later again in its own; it is waited for.
         pause_seconds: a longer silence ends a segment; None: none does. hotwords: instead of the transcriber's own.

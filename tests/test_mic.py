@@ -243,12 +243,18 @@ def test_a_missing_package_says_how_to_get_it(monkeypatch, capsys):
     assert "pip install 'samba-asr[mic]'" in wrong(["--list-devices"], capsys)
 
 
-def test_a_missing_library_says_how_to_get_it(monkeypatch, capsys, tmp_path):
-    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        ("OSError('PortAudio library not found')", "(PortAudio library not found): sudo apt install libportaudio2"),
+        ("RuntimeError('Error initializing PortAudio')", "does not start here (Error initializing PortAudio)"),
+    ],
+)
+def test_a_missing_library_says_how_to_get_it(error, says, monkeypatch, capsys, tmp_path):
+    (tmp_path / "sounddevice.py").write_text(f"raise {error}")
     monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    line = wrong([], capsys)
-    assert "PortAudio library not found" in line and "apt install libportaudio2" in line
+    assert says in wrong([], capsys)
 
 
 @pytest.mark.parametrize(("name", "says"), [("piano", "no microphone 'piano' (No input device"), ("7", "'7' (Error")])

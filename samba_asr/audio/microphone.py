@@ -25,6 +25,8 @@ def _sounddevice() -> Any:
         raise RuntimeError(
             f"a microphone needs PortAudio ({error}): sudo apt install libportaudio2, or as your system names it"
         ) from error
+    except Exception as error:  # an exception of its own: no sound system to talk to
+        raise RuntimeError(f"a microphone needs PortAudio, which does not start here ({error})") from error
     return sounddevice
 
 
