@@ -268,3 +268,13 @@ def test_a_model_that_needs_the_whole_recording_cannot_hear_live(tiny_checkpoint
     transcriber.model.features.config = features
     with pytest.raises(ValueError, match="whisper"):
         transcriber.live()
+
+
+@pytest.mark.parametrize("samples", [0, 1, 200, 639, 641, 10_240, 10_440, 10_441])
+def test_streams_of_any_length_end(tiny_checkpoint, waveforms, samples):
+    transcriber = Transcriber.load(tiny_checkpoint, vad=False)
+    waveform = waveforms[0][RATE : RATE + samples]
+    results = streamed(transcriber, waveform, [100])
+    check(results, samples / RATE)
+    assert streamed(transcriber, waveform, [20_000]) == results
+    assert bool(results) == (samples > 0)  # this model hears words in anything
