@@ -11,6 +11,7 @@ import torch
 
 from samba_asr import live as live_module
 from samba_asr.audio.load import load_audio
+from samba_asr.audio.vad import FRAME, VoiceStream
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.search import search_stretches
 from samba_asr.live import CHUNK_SECONDS, Live
@@ -186,6 +187,19 @@ def test_what_is_not_speech_gives_nothing(shipped, sound, detector):
         sizes.append(live.state_bytes)
     assert live.finish() == []
     assert len(set(sizes[5:])) == 1 and sizes[-1] < 1_000_000
+
+
+def test_where_no_voice_is_heard_nothing_is_said(shipped, waveforms, monkeypatch):
+    monkeypatch.setattr(VoiceStream, "_probabilities", lambda stream, samples: np.zeros(len(samples) // FRAME))
+    assert streamed(shipped, waveforms[0]) == []
+    without = Transcriber(shipped.model, shipped.tokenizer, vad=False)
+    assert len(finals(streamed(without, waveforms[0]))) == 1
+
+
+def test_voice_without_words_is_not_searched(shipped, monkeypatch):
+    monkeypatch.setattr(VoiceStream, "_probabilities", lambda stream, samples: np.ones(len(samples) // FRAME))
+    monkeypatch.setattr(Transcriber, "_of_segment", None)
+    assert streamed(shipped, noise(5, 1e-3)) == []
 
 
 def test_speech_without_a_pause_is_cut_and_nothing_grows(shipped, waveforms, monkeypatch):

@@ -23,6 +23,7 @@ from samba_asr.audio import microphone
 from samba_asr.audio.load import load_audio
 from samba_asr.audio.microphone import Microphone, microphones
 from samba_asr.cli import main
+from samba_asr.live import LiveResult
 from samba_asr.transcriber import Transcriber
 from samba_asr.transcript import Transcript
 from samba_asr.writers import txt
@@ -171,6 +172,13 @@ def test_what_is_heard_so_far_is_rewritten_on_a_terminal(install, waveform, resu
         assert len(other) >= len(one.rstrip()) or not other  # nothing of the line before is left
     assert main(["mic", "--quiet"]) == 0
     assert capsys.readouterr() == (finals(results), "")
+
+
+def test_a_line_that_gets_shorter_leaves_nothing_of_the_longer_one(capsys):
+    screen = mic._Screen(word_timestamps=False, rewrites=True)
+    for text, final in (("what was", False), ("was", False), ("it", True), ("", True)):
+        screen.show([LiveResult(text, 0.0, 1.0, (), final)])
+    assert capsys.readouterr() == ("it\n", "\rwhat was\rwas     \r   \r")
 
 
 def test_a_file_is_heard_like_a_microphone(waveform, results, tmp_path, capsys):
@@ -369,6 +377,7 @@ def test_help_takes_neither_torch_nor_sounddevice():
     code = """
 import sys
 from samba_asr.cli import main
+from samba_asr.live import LiveResult
 try:
     main(["mic", "--help"])
 except SystemExit:
