@@ -153,9 +153,9 @@ def minutes_of(utterances: Sequence[Utterance], minutes: int, sample_rate: int) 
         yield minute
 
 
-def hour(transcriber: Transcriber, utterances: Sequence[Utterance], chunk: float, minutes: int) -> str:
+def hour(transcriber: Transcriber, utterances: Sequence[Utterance], chunk: tuple[float, float], minutes: int) -> str:
     """Stream an hour; print the minutes that are the same as rows of a table, and return what there was in all."""
-    live = transcriber.live(chunk_seconds=chunk)
+    live = transcriber.live(chunk_seconds=chunk[0], ahead_seconds=chunk[1])
     size = round(BLOCK * transcriber.sample_rate)
     print("| minute | processor, ms/s | carried at its end, MB | at most so far, MB |\n|---:|---:|---:|---:|")
     most, words = 0, 0
@@ -190,15 +190,17 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--chunks",
         nargs="+",
         type=chunk_and_ahead,
-        default=[(0.32, 0.0), (0.64, 0.0), (1.28, 0.0)],
+        default=[(0.64, 0.0), (0.64, 0.16), (0.64, 0.32)],
         metavar="S",
-        help="seconds heard at once, or S+A: and A seconds that follow (0.32 0.64 1.28)",
+        help="seconds heard at once, or S+A: and A seconds that follow (0.64 0.64+0.16 0.64+0.32)",
     )
     parser.add_argument(
         "--pauses", nargs="+", type=positive_float, default=[PAUSE_SECONDS], metavar="S", help=f"({PAUSE_SECONDS})"
     )
     parser.add_argument("--minutes", type=natural_int, default=60, metavar="N", help="of the hour; 0: none (60)")
-    parser.add_argument("--minute-chunk", type=positive_float, default=0.64, metavar="S", help="its chunk (0.64)")
+    parser.add_argument(
+        "--minute-chunk", type=chunk_and_ahead, default=(0.64, 0.32), metavar="S", help="its chunk (0.64+0.32)"
+    )
     parser.add_argument("--threads", type=positive_int, default=1, metavar="N", help="CPU threads (1)")
     return parser.parse_args(arguments)
 

@@ -21,6 +21,8 @@ from samba_asr.transcript import Transcript, Word
 
 CHUNK_SECONDS = 0.64
 """Of audio that the encoder hears at once, both ways."""
+AHEAD_SECONDS = 0.32
+"""Of what follows a chunk that it hears as well: a little of it saves many words."""
 PAUSE_SECONDS = 0.7
 """Of silence that end a segment."""
 LEAD_SECONDS = 0.64
@@ -67,7 +69,7 @@ class Live:
         search: Callable[[Tensor, NDArray[np.floating]], Transcript],
         read: Callable[[Sequence[int], NDArray[np.floating]], Transcript],
         chunk_seconds: float = CHUNK_SECONDS,
-        ahead_seconds: float = 0.0,
+        ahead_seconds: float = AHEAD_SECONDS,
         pause_seconds: float | None = PAUSE_SECONDS,
     ) -> None:
         self._seconds_per_state = state = model.seconds_per_state

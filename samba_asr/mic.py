@@ -200,10 +200,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--ahead-seconds",
         type=float,
-        default=0.0,
+        default=0.32,
         metavar="S",
-        help="how much of what follows is heard with each chunk: fewer words are wrong, each comes so much later, and "
-        "more is computed (default: 0)",
+        help="how much of what follows is heard with each chunk, which waits for it; without, many more words "
+        "are wrong (default: 0.32)",
     )
     parser.add_argument(
         "--pause-seconds", type=float, default=0.7, metavar="S", help="a longer silence ends a line (default: 0.7)"

@@ -23,7 +23,7 @@ from samba_asr.decoding.ngram import NGram
 from samba_asr.decoding.search import check_advisers, search_stretches
 from samba_asr.decoding.stretches import Found
 from samba_asr.decoding.words import confidence, place_pieces, place_words, word_times
-from samba_asr.live import CHUNK_SECONDS, PAUSE_SECONDS, Live, LiveResult
+from samba_asr.live import AHEAD_SECONDS, CHUNK_SECONDS, PAUSE_SECONDS, Live, LiveResult
 from samba_asr.long_form import Cutter, forget_shapes, joined
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
@@ -206,7 +206,7 @@ class Transcriber:
         self,
         *,
         chunk_seconds: float = CHUNK_SECONDS,
-        ahead_seconds: float = 0.0,
+        ahead_seconds: float = AHEAD_SECONDS,
         pause_seconds: float | None = PAUSE_SECONDS,
         hotwords: Hotwords | None = None,
     ) -> Live:
@@ -231,7 +231,7 @@ class Transcriber:
         blocks: Iterable[np.ndarray],
         *,
         chunk_seconds: float = CHUNK_SECONDS,
-        ahead_seconds: float = 0.0,
+        ahead_seconds: float = AHEAD_SECONDS,
         pause_seconds: float | None = PAUSE_SECONDS,
         hotwords: Hotwords | None = None,
     ) -> Iterator[LiveResult]:

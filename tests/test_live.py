@@ -14,7 +14,7 @@ from samba_asr.audio.load import load_audio
 from samba_asr.audio.vad import FRAME, VoiceStream
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.search import search_stretches
-from samba_asr.live import CHUNK_SECONDS, Live
+from samba_asr.live import AHEAD_SECONDS, CHUNK_SECONDS, Live
 from samba_asr.model.pretrained import PRETRAINED
 from samba_asr.model.streaming import EncoderStream
 from samba_asr.transcriber import Transcriber
@@ -126,7 +126,7 @@ def test_partials_are_what_ctc_has_heard(shipped, two, search, monkeypatch):
     transcriber = Transcriber(shipped.model, shipped.tokenizer, dataclasses.replace(shipped.search, search=search))
     pieces = shipped.tokenizer.pieces()
     _, log_probs = chunked(shipped.model, two, 16)
-    live, seen = transcriber.live(), set()
+    live, seen = transcriber.live(ahead_seconds=0), set()
     for block in in_blocks(two, [2_000]):
         for result in live.feed(block):
             if not result.final:
@@ -222,10 +222,10 @@ def test_speech_without_a_pause_is_cut_and_nothing_grows(shipped, waveforms, mon
 def test_words_come_while_they_are_said(shipped, two):
     _, log_probs = chunked(shipped.model, two, round(CHUNK_SECONDS / 0.04))
     said = 0.04 * (log_probs[0].argmax(1) != 0).nonzero()[0].item()
-    live = shipped.live()
-    assert live.lookahead == pytest.approx(CHUNK_SECONDS, abs=0.1)
-    assert shipped.live(chunk_seconds=0.32).lookahead == pytest.approx(0.32, abs=0.1)
+    assert shipped.live().lookahead == pytest.approx(CHUNK_SECONDS + AHEAD_SECONDS, abs=0.1)
     assert shipped.live(chunk_seconds=0.32, ahead_seconds=0.2).lookahead == pytest.approx(0.52, abs=0.1)
+    live = shipped.live(ahead_seconds=0)
+    assert live.lookahead == pytest.approx(CHUNK_SECONDS, abs=0.1)
     for block in in_blocks(two, [160]):
         if live.feed(block):
             break

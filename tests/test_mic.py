@@ -18,7 +18,7 @@ import soundfile
 import soxr
 import torch
 
-from samba_asr import mic
+from samba_asr import live, mic
 from samba_asr.audio import microphone
 from samba_asr.audio.load import load_audio
 from samba_asr.audio.microphone import Microphone, microphones
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_with_the_last_final(install, waveform, results, capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_second_ctrl_c_is_not_waited_for(install, waveform, capsys, monkeypatch):
     fake = install(FakeSoundDevice(waveform, ends=interrupt))
-    monkeypatch.setattr("samba_asr.live.Live.finish", lambda live: interrupt())
+    monkeypatch.setattr("samba_asr.live.Live.finish", lambda stream: interrupt())
     assert main(["mic"]) == 130
     assert fake.closed == 1
 
@@ -200,6 +200,13 @@ def test_settings_are_passed_on(waveform, tmp_path, capsys, tiny_checkpoint):
     stored = [load_audio(tmp_path / "a.wav")]
     found = finals(transcriber.stream(stored, chunk_seconds=0.32, ahead_seconds=0.16, pause_seconds=0.3))
     assert capsys.readouterr().out == found != finals(Transcriber.load().stream(stored))
+
+
+def test_the_defaults_are_the_transcriber_s():
+    """Which the command line cannot import before it knows that it needs PyTorch."""
+    defaults = mic._parser().parse_args([])
+    given = (defaults.chunk_seconds, defaults.ahead_seconds, defaults.pause_seconds)
+    assert given == (live.CHUNK_SECONDS, live.AHEAD_SECONDS, live.PAUSE_SECONDS)
 
 
 def test_a_microphone_without_that_rate_is_resampled(install, waveform):
@@ -377,7 +384,6 @@ def test_help_takes_neither_torch_nor_sounddevice():
     code = """
 import sys
 from samba_asr.cli import main
-from samba_asr.live import LiveResult
 try:
     main(["mic", "--help"])
 except SystemExit:
