@@ -190,16 +190,16 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--chunks",
         nargs="+",
         type=chunk_and_ahead,
-        default=[(0.64, 0.0), (0.64, 0.16), (0.64, 0.32)],
+        default=[(0.64, 0.0), (0.32, 0.32), (0.64, 0.32)],
         metavar="S",
-        help="seconds heard at once, or S+A: and A seconds that follow (0.64 0.64+0.16 0.64+0.32)",
+        help="seconds heard at once, or S+A: and A seconds that follow (0.64 0.32+0.32 0.64+0.32)",
     )
     parser.add_argument(
         "--pauses", nargs="+", type=positive_float, default=[PAUSE_SECONDS], metavar="S", help=f"({PAUSE_SECONDS})"
     )
     parser.add_argument("--minutes", type=natural_int, default=60, metavar="N", help="of the hour; 0: none (60)")
     parser.add_argument(
-        "--minute-chunk", type=chunk_and_ahead, default=(0.64, 0.32), metavar="S", help="its chunk (0.64+0.32)"
+        "--minute-chunk", type=chunk_and_ahead, default=(0.32, 0.32), metavar="S", help="its chunk (0.32+0.32)"
     )
     parser.add_argument("--threads", type=positive_int, default=1, metavar="N", help="CPU threads (1)")
     return parser.parse_args(arguments)

@@ -19,7 +19,7 @@ from samba_asr.model.streaming import Chunks, EncoderStream
 from samba_asr.text.tokenizer import BLANK_ID
 from samba_asr.transcript import Transcript, Word
 
-CHUNK_SECONDS = 0.64
+CHUNK_SECONDS = 0.32
 """Of audio that the encoder hears at once, both ways."""
 AHEAD_SECONDS = 0.32
 """Of what follows a chunk that it hears as well: a little of it saves many words."""

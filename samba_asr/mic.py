@@ -193,9 +193,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--chunk-seconds",
         type=float,
-        default=0.64,
+        default=0.32,
         metavar="S",
-        help="how much is heard at once: with less, words come earlier and more of them are wrong (default: 0.64)",
+        help="how much is heard at once: with less, words come earlier and more is computed (default: 0.32)",
     )
     parser.add_argument(
         "--ahead-seconds",

@@ -214,8 +214,8 @@ class Transcriber:
 
         Of a transcriber with vad=False, or without silero-vad, CTC alone says where there is speech.
 
-        chunk_seconds: how much is heard at once; with less, words come earlier and more of them are wrong.
-        ahead_seconds: how much of what follows a chunk is heard with it, and later again in its own; it is waited for.
+        chunk_seconds: how much is heard at once; with less, words come earlier and more is computed. ahead_seconds: how
+        much of what follows a chunk is heard with it, which waits for it; with less, more words are wrong.
         pause_seconds: a longer silence ends a segment; None: none does. hotwords: instead of the transcriber's own.
         Raises ValueError as :meth:`check`, for such a setting that cannot be, and for a model that cannot hear live.
         """

@@ -193,12 +193,12 @@ def test_a_file_is_heard_like_a_microphone(waveform, results, tmp_path, capsys):
 
 def test_settings_are_passed_on(waveform, tmp_path, capsys, tiny_checkpoint):
     soundfile.write(tmp_path / "a.wav", waveform, RATE)
-    options = ["--chunk-seconds", "0.32", "--ahead-seconds", "0.16", "--pause-seconds", "0.3"]
+    options = ["--chunk-seconds", "0.64", "--ahead-seconds", "0.16", "--pause-seconds", "0.3"]
     options += ["--no-vad", "--search", "joint", "--beam-size", "3"]
     assert main(["mic", "--file", str(tmp_path / "a.wav"), *options]) == 0
     transcriber = Transcriber.load(tiny_checkpoint, search="joint", beam_size=3, vad=False)
     stored = [load_audio(tmp_path / "a.wav")]
-    found = finals(transcriber.stream(stored, chunk_seconds=0.32, ahead_seconds=0.16, pause_seconds=0.3))
+    found = finals(transcriber.stream(stored, chunk_seconds=0.64, ahead_seconds=0.16, pause_seconds=0.3))
     assert capsys.readouterr().out == found != finals(Transcriber.load().stream(stored))
 
 

@@ -145,7 +145,7 @@ def test_live(folder, tiny_checkpoint):
     transcriber = Transcriber.load(tiny_checkpoint)
     waveform = load_audio(folder / "audio.wav")
     (last,) = (result for result in transcriber.stream([waveform]) if result.final)
-    (timed,) = (result for result in transcriber.stream([waveform], chunk_seconds=0.32) if result.final)
+    (timed,) = (result for result in transcriber.stream([waveform], chunk_seconds=0.64) if result.final)
     assert out[:2] == [last.text, timed.text]
     assert [line.split("\t")[-1] for line in out[2:]] == [word.text for word in timed.words]
 
