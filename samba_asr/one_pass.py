@@ -60,5 +60,5 @@ def _chunks(model: SambaASR, waveform: Waveform) -> Iterator[Chunks]:
     stream = EncoderStream(model, chunk, ahead)
     block = round(CHUNK_SECONDS * model.config.features.sample_rate)
     for start in range(0, len(waveform), block):
-        yield stream.feed(torch.from_numpy(waveform[start : start + block]))
+        yield stream.feed(torch.tensor(waveform[start : start + block]))
     yield stream.finish()

@@ -34,6 +34,9 @@ def _own(x: Tensor, length: int) -> Tensor:
 class Conv4x(nn.Module):
     """Two 3x3 convolutions of stride 2 over time and frequency, then a projection: 100 frames to 25 states."""
 
+    lookahead = 0
+    """Frames that :meth:`advance` hears beyond those that it makes states of."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         channels = config.encoder.subsampling_channels
@@ -52,9 +55,6 @@ class Conv4x(nn.Module):
         x = mask_padding(x.transpose(1, 2), lengths).transpose(1, 2)
         x = F.gelu(self.conv2(x))  # (batch, channels, frames / 4, n_mels / 4)
         return self.out_proj(x.transpose(1, 2).flatten(2)), _halved(lengths)
-
-    lookahead = 0
-    """Frames that :meth:`advance` hears beyond those that it makes states of."""
 
     def initial_state(self, batch: int) -> StemState:
         """Return the state before any frame."""
@@ -85,6 +85,9 @@ class WhisperStem(nn.Module):
     With whisper4x a third convolution of stride 2 leaves 25 states, with whisper8x a fourth 12.5; each starts as the
     choice of every second one.
     """
+
+    lookahead = 1
+    """As :attr:`Conv4x.lookahead`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -125,9 +128,6 @@ class WhisperStem(nn.Module):
                 x = join(mask_padding(x, lengths).transpose(1, 2)).transpose(1, 2)
                 lengths = _halved(lengths)
         return x, lengths
-
-    lookahead = 1
-    """As :attr:`Conv4x.lookahead`."""
 
     def initial_state(self, batch: int) -> StemState:
         """As :meth:`Conv4x.initial_state`."""
