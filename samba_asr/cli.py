@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 from tqdm import tqdm
 
-from samba_asr import __version__
+from samba_asr import __version__, mic
 from samba_asr.config import Precision, Search
 from samba_asr.console import PROGRAM, discard, reason, say, survive_any_encoding
 from samba_asr.job import Form, transcribe_all
@@ -49,6 +49,7 @@ examples:
   {program} --word-timestamps talk.wav          the words, then a line for each with its seconds
   {program} --hotwords Nadezhda,Kubernetes talk.wav   names that it would not know
   {program} --model runs/mine/checkpoint a.wav  your own model
+  {program} mic                                 what a microphone hears, while it is said ({program} mic --help)
 
 recordings:
   A folder stands for the files in it and in its folders that end in one of
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit status."""
     try:
         survive_any_encoding(sys.stdout)
+        argv = sys.argv[1:] if argv is None else argv
+        if argv and argv[0] == "mic":
+            return mic.run(argv[1:])
         return _run(_parser().parse_args(argv))
     except KeyboardInterrupt:
         return INTERRUPTED

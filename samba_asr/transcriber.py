@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from samba_asr.audio.load import StoredAudio, Waveform, open_audio
+from samba_asr.audio.load import StoredAudio, Waveform, checked_waveform, open_audio
 from samba_asr.audio.segments import Span
 from samba_asr.batches import Batches, Outcome
 from samba_asr.config import Precision, Search, SearchConfig
@@ -25,6 +25,7 @@ from samba_asr.decoding.ngram import NGram
 from samba_asr.decoding.search import check_advisers, search_stretches
 from samba_asr.decoding.stretches import Found
 from samba_asr.decoding.words import confidence, place_pieces, place_words, word_times
+from samba_asr.live import AHEAD_SECONDS, CHUNK_SECONDS, PAUSE_SECONDS, Live, LiveResult
 from samba_asr.long_form import Cutter, forget_shapes, joined
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
@@ -217,6 +218,52 @@ class Transcriber:
         frames: np.ndarray = features[0].cpu().numpy()
         return frames
 
+    def live(
+        self,
+        *,
+        chunk_seconds: float = CHUNK_SECONDS,
+        ahead_seconds: float = AHEAD_SECONDS,
+        pause_seconds: float | None = PAUSE_SECONDS,
+        hotwords: Hotwords | None = None,
+    ) -> Live:
+        """Begin to transcribe what comes block by block, such as a microphone's sound; see :class:`Live`.
+
+        Of a transcriber with vad=False, or without silero-vad, CTC alone says where there is speech.
+
+        chunk_seconds: how much is heard at once; with less, words come earlier and more is computed. ahead_seconds: how
+        much of what follows a chunk is heard with it, which waits for it; with less, more words are wrong.
+        pause_seconds: a longer silence ends a segment; None: none does. hotwords: instead of the transcriber's own.
+        Raises ValueError as :meth:`check`, for such a setting that cannot be, and for a model that cannot hear live.
+        """
+        if hotwords is not None:
+            other = self._with_hotwords(_weights(hotwords))
+            return other.live(chunk_seconds=chunk_seconds, ahead_seconds=ahead_seconds, pause_seconds=pause_seconds)
+        self.check()
+        settings = (chunk_seconds, ahead_seconds, pause_seconds)
+        return Live(self.model, self.cutter.detector, self._of_segment, self._of_pieces, *settings)
+
+    def stream(
+        self,
+        blocks: Iterable[np.ndarray],
+        *,
+        chunk_seconds: float = CHUNK_SECONDS,
+        ahead_seconds: float = AHEAD_SECONDS,
+        pause_seconds: float | None = PAUSE_SECONDS,
+        hotwords: Hotwords | None = None,
+    ) -> Iterator[LiveResult]:
+        """Transcribe audio while it comes: yield what is heard so far of each segment, and at its end what it holds.
+
+        blocks: (samples,) floats in [-1, 1] each, of any sizes, at the model's sample rate (16 kHz); what is yielded
+        does not depend on the sizes. Other arguments and what is raised: as of :meth:`live`; ValueError for blocks of
+        another shape or type.
+        """
+        live = self.live(
+            chunk_seconds=chunk_seconds, ahead_seconds=ahead_seconds, pause_seconds=pause_seconds, hotwords=hotwords
+        )
+        for block in blocks:
+            yield from live.feed(block)
+        yield from live.finish()
+
     def _with_hotwords(self, hotwords: Mapping[str, float]) -> "Transcriber":
         other = copy.copy(self)
         other.hotwords = hotwords
@@ -299,6 +346,18 @@ class Transcriber:
             for duration, said, stretches in zip(durations, log_probs, found, strict=True)
         ]
 
+    @torch.inference_mode()
+    def _of_segment(self, states: Tensor, log_probs: np.ndarray) -> Transcript:
+        """Search a part of a stream. states: (states, d_model); log_probs: (states, vocab_size) of CTC."""
+        lengths = torch.tensor([len(states)], device=states.device)
+        seconds = len(states) * self.model.seconds_per_state
+        return self._found(states[None], lengths, log_probs[None], [seconds], 1)[0]
+
+    def _of_pieces(self, pieces: Sequence[int], log_probs: np.ndarray) -> Transcript:
+        """Return what CTC's pieces say of a part of a stream; log_probs: (states, vocab_size)."""
+        found = Found(0, len(log_probs), list(pieces))
+        return self._transcript(len(log_probs) * self.model.seconds_per_state, log_probs, [found], 1)
+
     def _transcript(
         self, duration: float, log_probs: np.ndarray, stretches: Sequence[Found], n_best: int
     ) -> Transcript:
@@ -359,14 +418,7 @@ def _checked(waveform: np.ndarray | StoredAudio) -> Waveform:
         return waveform  # checked as it was read
     if not isinstance(waveform, np.ndarray):
         raise ValueError(f"audio ({type(waveform).__name__}) must be a path or a numpy array of floats")
-    if waveform.ndim != 1:
-        raise ValueError(f"a waveform of shape {waveform.shape} must have one dimension: (samples,), mono")
-    if not np.issubdtype(waveform.dtype, np.floating):
-        raise ValueError(f"a waveform of type {waveform.dtype} must be floats in [-1, 1]; divide int16 by 32768")
-    samples = np.ascontiguousarray(waveform, dtype=np.float32)
-    if samples.size and not np.isfinite([samples.min(), samples.max()]).all():  # a mask of an hour is 60 MB
-        raise ValueError("a waveform holds NaN or infinite samples; numpy.nan_to_num(waveform) makes them finite")
-    return samples
+    return checked_waveform(waveform)
 
 
 def _usable_precision(precision: Precision, device: str) -> Precision:

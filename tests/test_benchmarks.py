@@ -222,7 +222,89 @@ def test_formats_writes_what_it_says(file, clips, tmp_path):
     assert np.corrcoef(samples, heard[: len(samples)])[0, 1] > 0.99  # nothing before it either
 
 
-@pytest.mark.parametrize("name", ["length", "robustness", "word_times", "formats"])
+@pytest.fixture(scope="module")
+def streaming():
+    return loaded("streaming")
+
+
+def test_streaming_prints_a_row_a_way_to_hear(streaming, tiny_checkpoint, manifest, capsys, monkeypatch):
+    monkeypatch.setattr(streaming, "MINUTE", 2.0)
+    options = ["--model", str(tiny_checkpoint), "--manifest", str(manifest), "--chunks", "0.64", "--stride", "2"]
+    assert streaming.main([*options, "--minutes", "3"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [cells(line) for line in lines if line.startswith("| ")]
+    assert [row[0] for row in rows] == [
+        "heard",
+        "whole",
+        "0.64 s, no pause",
+        "0.64 s, pauses of 0.7 s",
+        *["minute", "1", "2", "3"],
+    ]
+    assert rows[1][3:9] == ["-"] * 6 and rows[1][1] == rows[2][1] == "2"
+    for row in rows[2:4]:
+        median, most = (float(row[4].split(", ")[i]) for i in (0, 2))
+        assert 0 < median <= most <= 0.68  # what has to follow a state, and the block
+        assert float(row[8]) > 0.01 and float(row[9]) > 0
+    assert lines[-1] == "tiny-random, ctc search of finals, 2 utterances, 1 threads, reading files left out"
+    assert streaming.main([*options[:4], "--chunks", "0.32+0.64", "--limit", "1", "--minutes", "0"]) == 0
+    row = cells(capsys.readouterr().out.splitlines()[3])
+    assert row[0] == "0.32 s and 0.64 s, no pause" and float(row[4].split(", ")[0]) > 0.6
+    assert streaming.main([*options[:2], "--manifest", "missing.jsonl"]) == 2
+    assert "missing.jsonl does not exist" in capsys.readouterr().err
+    assert streaming.main([*options[:4], "--limit", "0", "--minutes", "60"]) == 2
+    assert "too short for 60 minutes" in capsys.readouterr().err
+
+
+def test_streaming_counts_from_what_was_fed(streaming):
+    """Two segments, the first cut where words of the second were shown; a word is 1 s long."""
+
+    def result(text, start, final):
+        words = tuple(Word(word, start + i, start + i + 1, 1.0) for i, word in enumerate(text.split()))
+        return SimpleNamespace(text=text, words=words, start=start, end=start + len(words), final=final)
+
+    class Live:
+        seconds, state_bytes, calls = 0.0, 0, 0
+        given = (
+            [result("a", 1.0, False)],  # fed 4 s
+            [],
+            [result("a b c", 1.0, False)],  # 12 s
+            [result("x", 1.0, True), result("b c d", 2.0, False)],  # 16 s
+            [result("b c e", 2.0, True)],
+        )
+
+        def feed(self, block):
+            self.seconds += 4.0
+            self.state_bytes += 100
+            self.calls += 1
+            return self.given[self.calls - 1]
+
+        def finish(self):
+            return self.given[-1]
+
+    shift = SimpleNamespace(start_shift=-0.5)
+    transcriber = SimpleNamespace(live=lambda **settings: Live(), sample_rate=50, words=shift)
+    row = streaming.Row("", 0.64)
+    streaming.hear(transcriber, np.zeros(4), row)
+    assert row.texts == ["x b c e"] and row.segments == 2 and row.state == 400
+    assert row.first == [4.0 - 1.5] and len(row.work) == 1
+    assert row.words == [4 - 2, 12 - 3, 12 - 4, 16 - 5] and row.finals == [16 - 2, 16 - 5]
+    assert row.audio == 4 / 50
+
+
+def test_the_hour_begins_again_in_its_middle_and_at_its_end(streaming, monkeypatch):
+    monkeypatch.setattr(streaming, "load_audio", lambda path, rate: np.full(int(path), float(path), np.float32))
+    utterances = [Utterance(str(n), n / 10, "", "", "") for n in (250, 700, 30, 400, 650, 500, 900)]
+    minutes = list(streaming.minutes_of(utterances, 5, 10))
+    assert [len(minute) for minute in minutes] == [600] * 5
+    assert np.array_equal(minutes[0], minutes[2]) and np.array_equal(minutes[0], minutes[4])
+    gap = np.zeros(3)
+    expected = np.concatenate([part for n in (250, 700, 30, 400, 650) for part in (np.full(n, n), gap)])[:1800]
+    assert np.array_equal(np.concatenate([minutes[0], minutes[1], minutes[3]]), expected)
+    with pytest.raises(ValueError, match="too short for 60 minutes"):
+        list(streaming.minutes_of(utterances, 60, 10))
+
+
+@pytest.mark.parametrize("name", ["length", "robustness", "word_times", "formats", "streaming"])
 def test_help_teaches(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         loaded(name).main(["--help"])

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from samba_asr.decoding.greedy import ctc_greedy
-from samba_asr.decoding.prefix_beam import Hypothesis, ctc_prefix_beam
+from samba_asr.decoding.prefix_beam import Hypothesis, PrefixBeam, PrefixSearch, ctc_prefix_beam
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 WIDE = 10_000
@@ -151,3 +151,28 @@ def test_half_a_minute_takes_little_time(vocab_size):
     start = time.process_time()
     ctc_prefix_beam(log_probs, 8)
     assert time.process_time() - start < 30 * 0.05
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_states_that_are_appended_change_nothing(size):
+    """To the last bit: also after no states at all, and where texts are asked for on the way."""
+    log_probs = speech(150, 50).astype(np.float32)
+    search = PrefixSearch(50, 8)
+    assert search.texts() == ctc_prefix_beam(log_probs[:0], 8)
+    for start in range(0, len(log_probs), size):
+        search.advance(log_probs[start : start + size])
+        search.advance(log_probs[:0])
+        end = min(start + size, len(log_probs))
+        if start % 5 == 0:
+            assert search.texts() == ctc_prefix_beam(log_probs[:end], 8)
+    assert search.texts() == ctc_prefix_beam(log_probs, 8)
+
+
+def test_appending_states_does_not_cost_those_before(monkeypatch):
+    grown = []
+    grow = PrefixBeam.grow
+    monkeypatch.setattr(PrefixBeam, "grow", lambda search, step: grown.append(step) or grow(search, step))
+    search = PrefixSearch(50, 4)
+    for _ in range(5):
+        search.advance(speech(20, 50))
+    assert len(grown) == 100

@@ -102,7 +102,7 @@ def test_links_lead_to_files():
 
 
 def test_transcribing(folder, tiny_checkpoint, clips):
-    block, _ = commands("transcribe.py")
+    block, *_ = commands("transcribe.py")
     out = in_readme(block, folder, SAMBA_ASR_MODEL=str(tiny_checkpoint)).splitlines()
     transcriber = Transcriber.load(tiny_checkpoint)
     one, two = (transcriber.transcribe(path).text for path, _ in clips[:2])
@@ -122,7 +122,7 @@ def test_transcribing(folder, tiny_checkpoint, clips):
 
 
 def test_hints(folder):
-    _, block = commands("transcribe.py")
+    _, block, _ = commands("transcribe.py")
     out = in_readme(block, folder, SAMBA_ASR_MODEL=str(ROOT / "pretrained" / "samba-tiny-en")).splitlines()
     transcriber = Transcriber.load("samba-tiny-en")
     best = transcriber.transcribe(folder / "audio.wav", n_best=5)
@@ -131,12 +131,31 @@ def test_hints(folder):
 
 
 def test_python(folder, tiny_checkpoint):
-    (block,) = (block for kind, block in BLOCKS if kind == "python")
+    block, _ = (block for kind, block in BLOCKS if kind == "python")
     out = in_readme(f"python -c {shlex.quote(block)}", folder, SAMBA_ASR_MODEL=str(tiny_checkpoint))
     expected = Transcriber.load(tiny_checkpoint).transcribe(folder / "audio.wav")
     text, *words = out.splitlines()
     assert text == expected.text
     assert [line.split(" ")[-1] for line in words] == [word.text for word in expected.words]
+
+
+def test_live(folder, tiny_checkpoint):
+    block = commands("transcribe.py")[-1]
+    out = in_readme(block, folder, SAMBA_ASR_MODEL=str(tiny_checkpoint)).splitlines()
+    transcriber = Transcriber.load(tiny_checkpoint)
+    waveform = load_audio(folder / "audio.wav")
+    (last,) = (result for result in transcriber.stream([waveform]) if result.final)
+    (timed,) = (result for result in transcriber.stream([waveform], chunk_seconds=0.64) if result.final)
+    assert out[:2] == [last.text, timed.text]
+    assert [line.split("\t")[-1] for line in out[2:]] == [word.text for word in timed.words]
+
+
+def test_live_from_python(folder, tiny_checkpoint):
+    _, block = (block for kind, block in BLOCKS if kind == "python")
+    out = in_readme(f"python -c {shlex.quote(block)}", folder, SAMBA_ASR_MODEL=str(tiny_checkpoint))
+    results = list(Transcriber.load(tiny_checkpoint).stream([load_audio(folder / "audio.wav")]))
+    assert [line.split(": ", 1)[1] for line in out.splitlines()] == [result.text for result in results]
+    assert out.splitlines()[-1].split(" ")[2].startswith("final") and " so far: " in out
 
 
 def make_mini_librispeech(folder, clips):

@@ -7,7 +7,7 @@ import pytest
 
 from samba_asr.audio import segments
 from samba_asr.audio.load import load_audio
-from samba_asr.audio.segments import PADDING, PAUSE, Span, quiet_segments, speech_segments
+from samba_asr.audio.segments import PADDING, PAUSE, SILENCE, SPEECH, Span, Speaking, quiet_segments, speech_segments
 from samba_asr.audio.vad import FRAME, VoiceDetector
 
 RATE = 16_000
@@ -129,3 +129,28 @@ def test_without_a_detector_zeros_are_left_out():
     (found,) = quiet_segments(waveform, 15 * RATE)
     assert found.start <= 20 * RATE and found.end >= 21 * RATE
     assert quiet_segments(waveform[:0], RATE) == []
+
+
+@pytest.mark.parametrize("samples", [FRAME, 640, 1280, 3000])
+@pytest.mark.parametrize("known", [0, 3])
+def test_spans_that_hold_speech_are_found_on_the_way(samples, known):
+    """Against every sample's own frame; frames may be known earlier than the spans that they are in."""
+    voice = np.random.default_rng(samples).random(400).astype(np.float32) ** 2
+    speaks = [voice[0] >= SPEECH]
+    for probability in voice[1:]:
+        speaks.append(probability >= SPEECH or (speaks[-1] and probability >= SILENCE))
+    of_samples = np.repeat(speaks, FRAME)
+    whole = len(of_samples) // samples * samples
+    expected = of_samples[:whole].reshape(-1, samples).any(1).tolist()
+    assert 0 < sum(expected) < len(expected) or samples > 1000
+    speaking, found, given = Speaking(samples), [], 0
+    for count in itertools.cycle([1, 5, 2]):
+        count = min(count, len(expected) - len(found))
+        frames = -(-(len(found) + count) * samples // FRAME) + known
+        speaking.add(voice[given:frames])
+        given = frames
+        found += speaking.take(count)
+        assert len(speaking._frames) <= known + 1
+        if len(found) == len(expected):
+            break
+    assert found == expected

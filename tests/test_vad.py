@@ -1,6 +1,7 @@
 """Voice activity: the network against silero-vad's own, and its blocks against each other."""
 
 import importlib.util
+import itertools
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from samba_asr.audio import vad
 from samba_asr.audio.load import load_audio
-from samba_asr.audio.vad import FRAME, VoiceDetector, has_detector
+from samba_asr.audio.vad import FRAME, VoiceDetector, VoiceStream, has_detector
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,20 @@ def test_without_the_package(monkeypatch):
     assert not has_detector()
     with pytest.raises(RuntimeError, match="pip install silero-vad"):
         VoiceDetector.load()
+
+
+@pytest.mark.parametrize("sizes", [[1, 511, 513, 3], [10_240], [700, 64]])
+def test_a_stream_hears_what_the_whole_recording_holds(detector, joined, sizes):
+    waveform = joined[: 4 * 16_000 + 77]
+    stream, found, end = VoiceStream(detector), [], 0
+    for size in itertools.cycle(sizes):
+        found.append(stream.feed(waveform[end : end + size]))
+        end += size
+        known = sum(map(len, found))
+        assert known == min(end, len(waveform)) // FRAME
+        assert stream.state_bytes < 10_000
+        if end >= len(waveform):
+            break
+    found.append(stream.finish())
+    assert np.concatenate(found) == pytest.approx(detector.voice(waveform), abs=1e-5)
+    assert len(stream.finish()) == 0 and len(VoiceStream(detector).finish()) == 0

@@ -152,6 +152,19 @@ def open_audio(path: str | Path, sample_rate: int = 16_000) -> StoredAudio:
     return decoded.samples
 
 
+def checked_waveform(waveform: np.ndarray) -> NDArray[np.float32]:
+    """Return a mono waveform, (samples,) floats, as float32; ValueError for another shape or type, or samples that are
+    not finite."""
+    if waveform.ndim != 1:
+        raise ValueError(f"a waveform of shape {waveform.shape} must have one dimension: (samples,), mono")
+    if not np.issubdtype(waveform.dtype, np.floating):
+        raise ValueError(f"a waveform of type {waveform.dtype} must be floats in [-1, 1]; divide int16 by 32768")
+    samples = np.ascontiguousarray(waveform, dtype=np.float32)
+    if samples.size and not np.isfinite([samples.min(), samples.max()]).all():  # a mask of an hour is 60 MB
+        raise ValueError("a waveform holds NaN or infinite samples; numpy.nan_to_num(waveform) makes them finite")
+    return samples
+
+
 def audio_duration(path: str | Path) -> float:
     """Return seconds of audio: from the file's header where it is reliable, else by decoding.
 

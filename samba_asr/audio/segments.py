@@ -1,5 +1,6 @@
 """Long recordings in segments that a recogniser takes one by one: where somebody speaks, cut where nobody does."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,35 @@ class Span(NamedTuple):
 
     start: int
     end: int
+
+
+class Speaking:
+    """Tells in which spans of a recording that goes on somebody speaks, by what is said of its frames on the way.
+
+    samples: of a span, at least :data:`FRAME`: each holds an end of a frame.
+    """
+
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._frames: list[bool] = []
+        self._first = self._span = 0
+        self._speaks = False
+
+    def add(self, voice: NDArray[np.floating]) -> None:
+        """Take the probabilities of speech in the frames that follow, (frames,)."""
+        for probability in voice.tolist():
+            self._speaks = probability >= (SILENCE if self._speaks else SPEECH)
+            self._frames.append(self._speaks)
+
+    def take(self, spans: int) -> list[bool]:
+        """Return of the spans that follow whether there is speech in any frame of each, as far as frames are known."""
+        bounds = [self._samples * (self._span + i) for i in range(spans + 1)]
+        frames, first = self._frames, self._first
+        heard = [any(frames[start // FRAME - first : -(-end // FRAME) - first]) for start, end in pairwise(bounds)]
+        self._span += spans
+        self._first = bounds[-1] // FRAME
+        self._frames = frames[self._first - first :]
+        return heard
 
 
 def speech_segments(voice: NDArray[np.floating], samples: int, longest: int) -> list[Span]:

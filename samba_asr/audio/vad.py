@@ -83,6 +83,41 @@ class VoiceDetector(nn.Module):
         return np.concatenate(probabilities)
 
 
+class VoiceStream:
+    """A detector's word on a recording that goes on: samples come in blocks, each with what the network remembers."""
+
+    def __init__(self, detector: VoiceDetector) -> None:
+        self._detector = detector
+        self._heard = np.zeros(_CONTEXT, np.float32)
+        """What is not yet a frame, and the samples before it."""
+        self._state: tuple[Tensor, Tensor] | None = None
+
+    def feed(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the probability of speech in each frame that these samples, (samples,), complete: (frames,)."""
+        heard = np.concatenate([self._heard, samples])
+        end = (len(heard) - _CONTEXT) // FRAME * FRAME
+        self._heard = heard[end:].copy()
+        return self._probabilities(heard[: end + _CONTEXT])
+
+    def finish(self) -> NDArray[np.float32]:
+        """As :meth:`feed`, of the last frame, where that is short."""
+        missing = -(len(self._heard) - _CONTEXT) % FRAME
+        return self.feed(np.zeros(missing, np.float32))
+
+    @torch.inference_mode()
+    def _probabilities(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        if len(samples) == _CONTEXT:
+            return np.zeros(0, np.float32)
+        frames = torch.from_numpy(samples).unfold(0, _CONTEXT + FRAME, FRAME)
+        found, self._state = self._detector(frames, self._state)
+        return np.asarray(found.numpy(), np.float32)
+
+    @property
+    def state_bytes(self) -> int:
+        """What is carried from block to block."""
+        return self._heard.nbytes + sum(tensor.nbytes for tensor in self._state or ())
+
+
 def has_detector() -> bool:
     """Tell whether silero-vad's weights are installed."""
     return _weights() is not None

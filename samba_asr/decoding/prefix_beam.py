@@ -1,6 +1,7 @@
 """CTC prefix beam search: the likeliest texts of one recording, each with all its paths (arXiv 1408.2873)."""
 
 import math
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ class PrefixBeam:
     Every prefix that a beam has held stands in a tree: it is its parent and its last token. Its key is the parent's
     number times vocab_size plus the token, so that equal prefixes have equal keys without copying or comparing texts.
 
-    Arguments as of :func:`ctc_prefix_beam`; Raises ValueError as that does.
+    Arguments as of :func:`ctc_prefix_beam`; Raises ValueError as that does. More states may follow, see :meth:`read`.
     """
 
     ROOT = BLANK_ID
@@ -56,18 +57,34 @@ class PrefixBeam:
     def __init__(self, log_probs: NDArray[np.floating], beam_size: int, margin: float) -> None:
         if beam_size < 1:
             raise ValueError(f"beam_size ({beam_size}) must be positive")
+        self._beam_size, self._margin = beam_size, margin
+        self.beam = {self.ROOT: Paths(1.0, 0.0)}
+        self._vocab_size = log_probs.shape[1]
+        self._numbers = {self.ROOT: 0}
+        self._keys = [self.ROOT]
+        self._peaks = self._scales = 0.0
+        self.steps = self.read(log_probs)
+
+    def read(self, log_probs: NDArray[np.floating]) -> list[Step]:
+        """Return the steps over states that follow those read before, (states, vocab_size)."""
         log_probs = np.array(log_probs, np.float64)
         log_probs[:, [BOS_ID, EOS_ID]] = -np.inf
         peaks = log_probs.max(1)
         # Each state's best token counts 1 and so does the beam's best prefix: nothing that matters underflows.
         probs = np.exp(log_probs - peaks[:, None])
-        self.steps = list(map(Step, probs, _starts(probs, beam_size, margin)))
-        self.beam = {self.ROOT: Paths(1.0, 0.0)}
-        self.log_scale = float(peaks.sum())
+        for peak in peaks.tolist():  # one by one: the sum does not depend on how many are read at once
+            self._peaks += peak
+        return list(map(Step, probs, _starts(probs, self._beam_size, self._margin)))
+
+    @property
+    def log_scale(self) -> float:
         """Natural logarithm of what the probabilities in the beam are relative to, once all steps are made."""
-        self._vocab_size = log_probs.shape[1]
-        self._numbers = {self.ROOT: 0}
-        self._keys = [self.ROOT]
+        return self._peaks + self._scales
+
+    @property
+    def state_bytes(self) -> int:
+        """What the tree of prefixes takes of memory, about."""
+        return sys.getsizeof(self._keys) + sys.getsizeof(self._numbers) + 64 * len(self._keys)
 
     def grow(self, step: Step) -> dict[int, Paths]:
         """Move every prefix over one state: stay by blank or repetition, or grow by a token."""
@@ -92,7 +109,7 @@ class PrefixBeam:
         """Go on with these prefixes, best first."""
         scale = sum(next(iter(chosen.values())))
         self.beam = {key: Paths(blank / scale, voiced / scale) for key, (blank, voiced) in chosen.items()}
-        self.log_scale += math.log(scale)
+        self._scales += math.log(scale)
 
     def origin(self, key: int) -> tuple[int, int]:
         """Return the key of a prefix's parent, and the prefix's last token."""
@@ -114,6 +131,37 @@ class PrefixBeam:
         return number
 
 
+class PrefixSearch:
+    """CTC prefix beam search of a recording that goes on: its states come a few at a time, and nothing is done twice.
+
+    Arguments as of :func:`ctc_prefix_beam`, whose texts are those of all states at once.
+    """
+
+    def __init__(self, vocab_size: int, beam_size: int, margin: float = MARGIN) -> None:
+        self._beam_size = beam_size
+        self._search = PrefixBeam(np.zeros((0, vocab_size)), beam_size, margin)
+
+    def advance(self, log_probs: NDArray[np.floating]) -> None:
+        """Go on over the states that follow, (states, vocab_size)."""
+        search = self._search
+        for step in search.read(log_probs):
+            grown = search.grow(step)
+            ranked = sorted(((blank + voiced, key) for key, (blank, voiced) in grown.items()), reverse=True)
+            search.keep({key: grown[key] for prob, key in ranked[: self._beam_size] if prob})
+
+    def texts(self) -> list[Hypothesis]:
+        """Return the texts of the states so far, the likeliest first."""
+        search = self._search
+        return [
+            Hypothesis(search.text(key), math.log(sum(paths)) + search.log_scale) for key, paths in search.beam.items()
+        ]
+
+    @property
+    def state_bytes(self) -> int:
+        """What it remembers, about."""
+        return self._search.state_bytes
+
+
 def ctc_prefix_beam(log_probs: NDArray[np.floating], beam_size: int, margin: float = MARGIN) -> list[Hypothesis]:
     """Return at most ``beam_size`` texts, the likeliest first, and at least one.
 
@@ -122,12 +170,9 @@ def ctc_prefix_beam(log_probs: NDArray[np.floating], beam_size: int, margin: flo
     of a text's last token are always counted. A beam that drops no prefix, with an infinite margin, is exact. Raises
     ValueError for a beam that is not positive.
     """
-    search = PrefixBeam(log_probs, beam_size, margin)
-    for step in search.steps:
-        grown = search.grow(step)
-        ranked = sorted(((blank + voiced, key) for key, (blank, voiced) in grown.items()), reverse=True)[:beam_size]
-        search.keep({key: grown[key] for prob, key in ranked if prob})
-    return [Hypothesis(search.text(key), math.log(sum(paths)) + search.log_scale) for key, paths in search.beam.items()]
+    search = PrefixSearch(log_probs.shape[1], beam_size, margin)
+    search.advance(log_probs)
+    return search.texts()
 
 
 def _starts(probs: NDArray[np.float64], count: int, margin: float) -> list[list[tuple[int, float]]]:
