@@ -231,3 +231,28 @@ def test_a_text_may_end_where_a_longer_token_was_likelier():
     _, state = random_case(model, 3, 0)
     best = search_one(log_probs, model.decoder, state, 8, 0.5, tree=tree_of(model))[0]
     assert best.tokens == (4,) and math.isfinite(best.log_prob)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("one_place")
+@pytest.mark.parametrize("ctc_weight", [0.9, 0.99])
+def test_what_ctc_hears_is_found_though_the_decoder_expects_other_tokens(ctc_weight):
+    """Though CTC does not rule out what the decoder expects, the narrowest beam finds the best text there is."""
+    model = build("state")
+    with torch.no_grad():
+        model.decoder.out_proj.bias[[5, 6, 9]] += 1.5
+        model.decoder.out_proj.bias[4] -= 1.5
+    for seed in range(4):
+        _, state = random_case(model, 5, seed)
+        log_probs = np.full((5, 7), -4.0)
+        log_probs[range(5), [BLANK_ID, 4, BLANK_ID, 1, BLANK_ID]] = 0.0
+        log_probs -= np.logaddexp.reduce(log_probs, 1, keepdims=True)
+        oracle = Oracle(model, state)
+        expected = {
+            text: ctc_weight * log_prob + (1 - ctc_weight) * oracle.said(text)
+            for text, log_prob in every_text(log_probs).items()
+            if len(text) < 4
+        }
+        best = max(expected, key=expected.__getitem__)
+        found = search_one(log_probs, model.decoder, state, 1, ctc_weight, tree=tree_of(model))
+        assert found[0].tokens == best == (4, 1)
