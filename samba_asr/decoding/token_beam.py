@@ -26,6 +26,8 @@ HOPED_MARGIN = 9.0
 """As MARGIN, of CTC's pieces that a piece scorer hopes for."""
 CONSIDERED = 3
 """Times beam_size: how many longer texts CTC is asked about, of those that the others find best."""
+PREFERRED = 8
+"""Times as many tokens are looked at where piece scorers may prefer one to those that the others find best."""
 HEARD = 2
 """How many of the pieces that CTC hears next may lengthen a text though the others would go on otherwise."""
 
@@ -234,6 +236,8 @@ class TokenBeam:
         if answer is None:
             return []
         count, spelt = self._weights.beam_size + 1, answer[self._tree.order]
+        if self._weights.scorers:
+            count *= PREFERRED
         likely = np.argpartition(-spelt, count)[:count] if count < len(spelt) else np.arange(len(spelt))
         least = max(answer.item(EOS_ID), spelt.max(initial=-math.inf)) - self._margin / self._weights.share
         found: list[int] = self._tree.order[likely[spelt[likely] >= least]].tolist()
