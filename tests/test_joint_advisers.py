@@ -203,6 +203,23 @@ def test_hoped_pieces_start_where_no_other_may(model):
 
 
 @torch.no_grad()
+def test_what_is_hoped_for_is_found_though_decoder_and_ctc_agree_on_another(model):
+    """Both would go on with 6; 5 is too unlikely for the decoder to be considered, but hoped for."""
+    model.decoder.out_proj.bias[[5, 7, 8, 9, 10]] -= 40.0
+    log_probs = np.full((4, 7), -30.0)
+    log_probs[0, 4] = log_probs[1, BLANK_ID] = log_probs[2, 6] = log_probs[3, BLANK_ID] = 0.0
+    log_probs[2, 5] = -7.0
+    advisers = Advisers(None, [(4.0, Hopeful())])
+    settings = {"beam_size": 4, "ctc_weight": 0.8, "advisers": advisers, "tree": tree_of(model)}
+    _, state = random_case(model, 4, 0)
+    found = search_one(log_probs, model.decoder, state, **settings)
+    exact = search_one(log_probs, model.decoder, state, margin=math.inf, **{**settings, "beam_size": WIDE})
+    assert found[0].tokens == exact[0].tokens == (4, 5)
+    # token 7 is another way to read it, as unlikely, and need not be found
+    assert exact[0].log_prob - 1.0 <= found[0].log_prob <= exact[0].log_prob + 1e-9
+
+
+@torch.no_grad()
 def test_what_is_hoped_for_is_read_before(model):
     """A prefix that only a hoped piece lengthens is one that the decoder has to read."""
     log_probs = np.full((4, 7), -30.0)
