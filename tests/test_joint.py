@@ -241,3 +241,17 @@ def test_on_speech_it_finds_no_worse_a_text_than_rescoring(clips):
         assert found.log_prob == pytest.approx(total(found.tokens), abs=1e-3)
     assert wide.log_prob >= best.log_prob
     assert best.log_prob > total(rescored) + 1
+
+
+@torch.no_grad()
+def test_a_search_ends_soon_after_its_best_text(model, monkeypatch):
+    """Texts that have ended count, too: those that go on need not outlast the recording to be given up."""
+    log_probs = np.full((60, 6), -6.0)
+    log_probs[:, BLANK_ID] = 0.0
+    log_probs[[5, 9], [4, 5]] = 6.0
+    log_probs -= np.logaddexp.reduce(log_probs, 1, keepdims=True)
+    _, state = random_case(model, 60, 0)
+    steps, step = [], model.decoder.step
+    monkeypatch.setattr(model.decoder, "step", lambda *args: steps.append(args) or step(*args))
+    found = search_one(log_probs, model.decoder, state, 4, 0.9)
+    assert found[0].tokens == (4, 5) and 3 <= len(steps) < 20

@@ -213,6 +213,36 @@ def test_where_ctc_is_sure_it_listens_as_training_does(seed):
 
 
 @torch.no_grad()
+def test_after_a_long_token_it_listens_where_its_last_piece_ends():
+    """As above, with tokens of several pieces, each said for two states."""
+    model = build("window")
+    probs = np.full((40, 7), 1e-5)
+    said = {8: 4, 10: 5, 12: 6, 22: 4, 24: 5, 34: 4, 36: 5}  # tokens 8, 7 and 7
+    for state in range(40):
+        probs[state, said.get(state, said.get(state - 1, BLANK_ID))] = 1 - 6e-5
+    log_probs = np.log(probs)
+    start = model.decoder.read_memory(torch.randn(1, 40, CONFIG.d_model, dtype=torch.float64), torch.tensor([40]))
+    long_ones = (torch.arange(11) == 7) | (torch.arange(11) == 8)
+    tree = spelling_tree(torch.where(long_ones[:, None], model.spellings, -1), 7)
+    found, *_ = search_one(log_probs, model.decoder, start, 4, 0.7, tree=tree)
+    assert found.tokens == tuple(said.values())
+    places = torch.tensor([listening_places(np.array(list(said)), [3, 2, 2], 40)])
+    targets = torch.tensor([8, 7, 7, EOS_ID])
+
+    def total(places):
+        logits, _ = model.decoder(torch.tensor([[BOS_ID, 8, 7, 7]]), torch.tensor([4]), start, places)
+        logits[..., [BLANK_ID, BOS_ID]] = -torch.inf
+        spoken = logits.log_softmax(-1)[0, range(4), targets].sum()
+        pieces = torch.tensor([list(said.values())])
+        ctc = -F.ctc_loss(torch.from_numpy(log_probs)[:, None], pieces, (40,), (7,), reduction="sum")
+        return float(0.7 * ctc + 0.3 * spoken)
+
+    assert found.log_prob == pytest.approx(total(places), abs=2e-3)
+    for token in range(4):
+        assert abs(total(places + torch.eye(4)[token].long()) - found.log_prob) > 2e-3
+
+
+@torch.no_grad()
 def test_hopeless_numbers_do_not_underflow(model):
     log_probs = np.full((3, 7), -800.0)
     log_probs[range(3), [4, 4, 6]] = -1e-3
@@ -231,3 +261,28 @@ def test_a_text_may_end_where_a_longer_token_was_likelier():
     _, state = random_case(model, 3, 0)
     best = search_one(log_probs, model.decoder, state, 8, 0.5, tree=tree_of(model))[0]
     assert best.tokens == (4,) and math.isfinite(best.log_prob)
+
+
+@torch.no_grad()
+@pytest.mark.usefixtures("one_place")
+@pytest.mark.parametrize("ctc_weight", [0.9, 0.99])
+def test_what_ctc_hears_is_found_though_the_decoder_expects_other_tokens(ctc_weight):
+    """Though CTC does not rule out what the decoder expects, the narrowest beam finds the best text there is."""
+    model = build("state")
+    with torch.no_grad():
+        model.decoder.out_proj.bias[[5, 6, 9]] += 1.5
+        model.decoder.out_proj.bias[4] -= 1.5
+    for seed in range(4):
+        _, state = random_case(model, 5, seed)
+        log_probs = np.full((5, 7), -4.0)
+        log_probs[range(5), [BLANK_ID, 4, BLANK_ID, 1, BLANK_ID]] = 0.0
+        log_probs -= np.logaddexp.reduce(log_probs, 1, keepdims=True)
+        oracle = Oracle(model, state)
+        expected = {
+            text: ctc_weight * log_prob + (1 - ctc_weight) * oracle.said(text)
+            for text, log_prob in every_text(log_probs).items()
+            if len(text) < 4
+        }
+        best = max(expected, key=expected.__getitem__)
+        found = search_one(log_probs, model.decoder, state, 1, ctc_weight, tree=tree_of(model))
+        assert found[0].tokens == best == (4, 1)

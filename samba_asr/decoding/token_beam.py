@@ -26,8 +26,13 @@ HOPED_MARGIN = 9.0
 """As MARGIN, of CTC's pieces that a piece scorer hopes for."""
 CONSIDERED = 3
 """Times beam_size: how many longer texts CTC is asked about, of those that the others find best."""
+PREFERRED = 8
+"""Times as many tokens are looked at where piece scorers may prefer one to those that the others find best."""
 HEARD = 2
 """How many of the pieces that CTC hears next may lengthen a text though the others would go on otherwise."""
+
+DOUBT = 1.0
+"""Nats by which all ways to go on are less likely for CTC than the text before them, where it may hear another."""
 
 
 class Weights:
@@ -200,24 +205,39 @@ class TokenBeam:
 
     def _lengthened(self, texts: Sequence[Text], answers: NDArray[np.float64] | None) -> list[Text]:
         """Return longer texts, CTC's judgement included: those likeliest for the others, and with what CTC hears where
-        it finds all of these doubtful, or piece scorers may prefer it."""
+        it finds all of a text's doubtful, or piece scorers may prefer it."""
         rows = [(text, None if answers is None else answers[row]) for row, text in enumerate(texts)]
         likely = [self._with(text, token, answer) for text, answer in rows for token in self._likely(answer)]
         likely.sort(key=lambda each: -each.at_most)
         least = likely[0].at_most - self._margin if likely else math.inf
         likely = [each for each in likely[: CONSIDERED * self._weights.beam_size] if each.at_most >= least]
         longer = self._judged(likely)
-        if self._weights.scorers or max((each.score for each in longer), default=-math.inf) < least:
-            known = {(each.text, each.token) for each in likely}
-            pairs = [(text, token, answer) for text, answer in rows for token in self._heard(text)]
-            longer += self._judged([self._with(*pair) for pair in pairs if pair[:2] not in known])
-        return longer
+        known = {(each.text, each.token) for each in likely}
+        doubtful = self._doubtful(texts, likely, longer)
+        pairs = [(text, token, answer) for text, answer in rows if text in doubtful for token in self._heard(text)]
+        heard = [self._with(*pair) for pair in pairs if pair[:2] not in known]
+        least = max((each.score for each in longer), default=-math.inf) - self._margin
+        return longer + self._judged([each for each in heard if each.at_most >= least])
+
+    def _doubtful(self, texts: Sequence[Text], likely: Sequence[Longer], longer: Sequence[Text]) -> set[Text]:
+        """Return the texts of which CTC doubts all that was considered: to end them, or to lengthen them in one of the
+        ways that it has judged."""
+        if self._weights.scorers or self._pool is None:
+            return set(texts)
+        if not self._weights.ctc:
+            return set()
+        best = {text: text.reached.whole().item() for text in texts}
+        for before, after in zip(likely, longer, strict=True):
+            best[before.text] = max(best[before.text], after.ctc)
+        return {text for text, ctc in best.items() if ctc < text.ctc - DOUBT}
 
     def _likely(self, answer: NDArray[np.float64] | None) -> list[int]:
         """Return the likeliest tokens; answer: what the pool says of all, (vocab_size,)."""
         if answer is None:
             return []
         count, spelt = self._weights.beam_size + 1, answer[self._tree.order]
+        if self._weights.scorers:
+            count *= PREFERRED
         likely = np.argpartition(-spelt, count)[:count] if count < len(spelt) else np.arange(len(spelt))
         least = max(answer.item(EOS_ID), spelt.max(initial=-math.inf)) - self._margin / self._weights.share
         found: list[int] = self._tree.order[likely[spelt[likely] >= least]].tolist()
