@@ -71,7 +71,7 @@ def test_the_page_works_on_after_an_error(client, transcriber, clips, text_file)
 
 def test_names_are_favoured_where_joint_search_can(clips, tmp_path):
     path = next(path for path, text in clips if text.lower().startswith("simmer for a minute"))
-    demo = app.build_demo(Transcriber.load("samba-tiny-en", beam_size=12))
+    demo = app.build_demo(Transcriber.load("samba-tiny-en"))
     _, url, _ = app.launch(demo, prevent_thread_lock=True, quiet=True)
     try:
         client = gradio_client.Client(url, verbose=False, analytics_enabled=False)

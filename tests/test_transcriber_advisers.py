@@ -101,13 +101,13 @@ def test_more_texts_than_there_are(joint, waveform, changes, n_best, message):
 def test_hotwords_are_heard_where_they_are_said(clips, tmp_path):
     """Real speech: "simmer" is heard as another word without help."""
     path = next(path for path, text in clips if text.lower().startswith("simmer for a minute"))
-    transcriber = Transcriber.load("samba-tiny-en", beam_size=12)
+    transcriber = Transcriber.load("samba-tiny-en")
     plain = transcriber.transcribe(path).text
     assert "simmer" not in plain.split()
     found = transcriber.transcribe(path, hotwords="Simmer:2,Nadezhda:2").text
     assert found.split()[0] == "simmer" and "nadezhda" not in found
     (tmp_path / "words").write_text("# names\nSimmer:2\nNadezhda:2\n", encoding="utf-8")
-    loaded = Transcriber.load("samba-tiny-en", beam_size=12, hotwords=tmp_path / "words")
+    loaded = Transcriber.load("samba-tiny-en", hotwords=tmp_path / "words")
     assert loaded.hotwords == {"Simmer": 2.0, "Nadezhda": 2.0}
     assert [each.transcribe(path).text for each in (loaded, transcriber)] == [found, plain]
     assert transcriber.transcribe(path, hotwords={"simmer": 2.0}).text == found
