@@ -1,7 +1,9 @@
 """Live recognition: audio comes block by block, words go out while they are said."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +60,8 @@ class Live:
 
     model: must be able to hear in chunks, ValueError otherwise. detector: tells where somebody speaks; None: CTC does.
     search: a segment's states, (states, d_model), and CTC's log-probabilities, (states, vocab_size), to its transcript;
-    read: pieces and the same log-probabilities to theirs. chunk_seconds, ahead_seconds, pause_seconds: as of
+    read: pieces and the same log-probabilities to theirs. encoding: what the encoder works in, such as a precision.
+    chunk_seconds, ahead_seconds, pause_seconds: as of
     :meth:`samba_asr.transcriber.Transcriber.live`.
     """
 
@@ -68,6 +71,7 @@ class Live:
         detector: VoiceDetector | None,
         search: Callable[[Tensor, NDArray[np.floating]], Transcript],
         read: Callable[[Sequence[int], NDArray[np.floating]], Transcript],
+        encoding: Callable[[], AbstractContextManager[Any]],
         chunk_seconds: float = CHUNK_SECONDS,
         ahead_seconds: float = AHEAD_SECONDS,
         pause_seconds: float | None = PAUSE_SECONDS,
@@ -81,7 +85,7 @@ class Live:
             raise ValueError(f"pause_seconds ({pause_seconds}) must be at least {2 * state}, or None")
         chunk = round(chunk_seconds / state)
         self.sample_rate = model.config.features.sample_rate
-        self._search, self._read = search, read
+        self._search, self._read, self._encoding = search, read, encoding
         self._encoder = EncoderStream(model, chunk, round(ahead_seconds / state))
         samples = round(state * self.sample_rate)
         self._voice = None if detector is None else VoiceStream(detector)
@@ -157,8 +161,9 @@ class Live:
             self._speaking.add(self._voice.feed(samples))
             if last:
                 self._speaking.add(self._voice.finish())
-        results = self._advance(self._encoder.feed(torch.from_numpy(samples)))
-        return results + self._advance(self._encoder.finish()) if last else results
+        with self._encoding():
+            heard = [self._encoder.feed(torch.from_numpy(samples)), *([self._encoder.finish()] if last else [])]
+        return [result for chunks in heard for result in self._advance(chunks)]
 
     def _advance(self, chunks: Chunks) -> list[LiveResult]:
         if not len(chunks.log_probs):

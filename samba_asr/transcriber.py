@@ -240,7 +240,8 @@ class Transcriber:
             return other.live(chunk_seconds=chunk_seconds, ahead_seconds=ahead_seconds, pause_seconds=pause_seconds)
         self.check()
         settings = (chunk_seconds, ahead_seconds, pause_seconds)
-        return Live(self.model, self.cutter.detector, self._of_segment, self._of_pieces, *settings)
+        ways = (self._of_segment, self._of_pieces, self._encoding)
+        return Live(self.model, self.cutter.detector, *ways, *settings)
 
     def stream(
         self,

@@ -235,8 +235,8 @@ def test_words_come_while_they_are_said(shipped, two):
 def test_hotwords_reach_the_finals(shipped, waveforms):
     """Favoured so much that they are heard where something alike is said."""
     odd = streamed(shipped, waveforms[0], hotwords={"middle glasses": 2.0})
-    assert "the middle glasses" in odd[-1].text
-    assert "the middle classes" in streamed(shipped, waveforms[0])[-1].text and not shipped.hotwords
+    assert "middle glasses" in odd[-1].text
+    assert "middle classes" in streamed(shipped, waveforms[0])[-1].text and not shipped.hotwords
 
 
 def test_a_final_takes_back_what_was_shown(shipped, waveforms, monkeypatch):
@@ -292,3 +292,17 @@ def test_streams_of_any_length_end(tiny_checkpoint, waveforms, samples):
     check(results, samples / RATE)
     assert streamed(transcriber, waveform, [20_000]) == results
     assert bool(results) == (samples > 0)  # this model hears words in anything
+
+
+def test_a_precision_changes_roundings_alone(shipped, two):
+    quick = Transcriber(shipped.model, shipped.tokenizer, precision="bfloat16")
+    states = []
+    for transcriber in (shipped, quick):
+        live = transcriber.live(pause_seconds=None)
+        live.feed(two[: 4 * RATE])
+        states.append(live._log_probs.copy())
+    different = np.abs(np.exp(states[0]) - np.exp(states[1]))
+    assert states[0].dtype == states[1].dtype == np.float32
+    assert 0 < different.max() < 0.2 and different.mean() < 1e-3
+    said = [" ".join(result.text for result in finals(streamed(one, two))).split() for one in (shipped, quick)]
+    assert sum(a != b for a, b in zip(*said, strict=True)) <= 1

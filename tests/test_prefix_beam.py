@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from samba_asr.decoding.greedy import ctc_greedy
-from samba_asr.decoding.prefix_beam import Hypothesis, PrefixBeam, PrefixSearch, ctc_prefix_beam
+from samba_asr.decoding.prefix_beam import Hypothesis, PrefixSearch, ctc_prefix_beam
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
 WIDE = 10_000
@@ -170,8 +170,8 @@ def test_states_that_are_appended_change_nothing(size):
 
 def test_appending_states_does_not_cost_those_before(monkeypatch):
     grown = []
-    grow = PrefixBeam.grow
-    monkeypatch.setattr(PrefixBeam, "grow", lambda search, step: grown.append(step) or grow(search, step))
+    grow = PrefixSearch._grow
+    monkeypatch.setattr(PrefixSearch, "_grow", lambda search, step: grown.append(step) or grow(search, step))
     search = PrefixSearch(50, 4)
     for _ in range(5):
         search.advance(speech(20, 50))

@@ -125,8 +125,8 @@ def test_hints(folder):
     _, block, _ = commands("transcribe.py")
     out = in_readme(block, folder, SAMBA_ASR_MODEL=str(ROOT / "pretrained" / "samba-tiny-en")).splitlines()
     transcriber = Transcriber.load("samba-tiny-en")
-    best = transcriber.transcribe(folder / "audio.wav", n_best=5)
-    assert "quilter" in out[0] and out[1] == best.text
+    best = transcriber.transcribe(folder / "audio.wav", n_best=4)
+    assert "gospel" in out[0] and out[1] == best.text
     assert [line.split("\t")[1] for line in out[2:]] == [each.text for each in best.n_best]
 
 

@@ -42,31 +42,47 @@ class Step(NamedTuple):
     """The tokens that may lengthen a text, with their probabilities."""
 
 
-class PrefixBeam:
-    """The prefixes of texts that a search still considers, and how CTC lengthens them from one state to the next.
+class PrefixSearch:
+    """CTC prefix beam search of a recording that goes on: its states come a few at a time, and nothing is done twice.
 
     Every prefix that a beam has held stands in a tree: it is its parent and its last token. Its key is the parent's
     number times vocab_size plus the token, so that equal prefixes have equal keys without copying or comparing texts.
 
-    Arguments as of :func:`ctc_prefix_beam`; Raises ValueError as that does. More states may follow, see :meth:`read`.
+    Arguments as of :func:`ctc_prefix_beam`, whose texts are those of all states at once; raises ValueError as that
+    does.
     """
 
     ROOT = BLANK_ID
     """Key of the empty prefix; its number is 0."""
 
-    def __init__(self, log_probs: NDArray[np.floating], beam_size: int, margin: float) -> None:
+    def __init__(self, vocab_size: int, beam_size: int, margin: float = MARGIN) -> None:
         if beam_size < 1:
             raise ValueError(f"beam_size ({beam_size}) must be positive")
-        self._beam_size, self._margin = beam_size, margin
-        self.beam = {self.ROOT: Paths(1.0, 0.0)}
-        self._vocab_size = log_probs.shape[1]
+        self._vocab_size, self._beam_size, self._margin = vocab_size, beam_size, margin
+        self._beam = {self.ROOT: Paths(1.0, 0.0)}
         self._numbers = {self.ROOT: 0}
         self._keys = [self.ROOT]
         self._peaks = self._scales = 0.0
-        self.steps = self.read(log_probs)
+        """Natural logarithms of what the probabilities in the beam are relative to."""
 
-    def read(self, log_probs: NDArray[np.floating]) -> list[Step]:
-        """Return the steps over states that follow those read before, (states, vocab_size)."""
+    def advance(self, log_probs: NDArray[np.floating]) -> None:
+        """Go on over the states that follow, (states, vocab_size)."""
+        for step in self._steps(log_probs):
+            grown = self._grow(step)
+            ranked = sorted(((blank + voiced, key) for key, (blank, voiced) in grown.items()), reverse=True)
+            self._keep({key: grown[key] for prob, key in ranked[: self._beam_size] if prob})
+
+    def texts(self) -> list[Hypothesis]:
+        """Return the texts of the states so far, the likeliest first."""
+        scale = self._peaks + self._scales
+        return [Hypothesis(self._text(key), math.log(sum(paths)) + scale) for key, paths in self._beam.items()]
+
+    @property
+    def state_bytes(self) -> int:
+        """What the tree of prefixes takes of memory, about."""
+        return sys.getsizeof(self._keys) + sys.getsizeof(self._numbers) + 64 * len(self._keys)
+
+    def _steps(self, log_probs: NDArray[np.floating]) -> list[Step]:
         log_probs = np.array(log_probs, np.float64)
         log_probs[:, [BOS_ID, EOS_ID]] = -np.inf
         peaks = log_probs.max(1)
@@ -76,19 +92,9 @@ class PrefixBeam:
             self._peaks += peak
         return list(map(Step, probs, _starts(probs, self._beam_size, self._margin)))
 
-    @property
-    def log_scale(self) -> float:
-        """Natural logarithm of what the probabilities in the beam are relative to, once all steps are made."""
-        return self._peaks + self._scales
-
-    @property
-    def state_bytes(self) -> int:
-        """What the tree of prefixes takes of memory, about."""
-        return sys.getsizeof(self._keys) + sys.getsizeof(self._numbers) + 64 * len(self._keys)
-
-    def grow(self, step: Step) -> dict[int, Paths]:
+    def _grow(self, step: Step) -> dict[int, Paths]:
         """Move every prefix over one state: stay by blank or repetition, or grow by a token."""
-        beam, vocab_size, probs = self.beam, self._vocab_size, step.probs
+        beam, vocab_size, probs = self._beam, self._vocab_size, step.probs
         blank = probs.item(BLANK_ID)
         voiced = {key: paths.voiced * probs.item(key % vocab_size) for key, paths in beam.items()}
         for key, paths in beam.items() if step.starts else ():
@@ -105,22 +111,17 @@ class PrefixBeam:
             for key, prob in voiced.items()
         }
 
-    def keep(self, chosen: dict[int, Paths]) -> None:
+    def _keep(self, chosen: dict[int, Paths]) -> None:
         """Go on with these prefixes, best first."""
         scale = sum(next(iter(chosen.values())))
-        self.beam = {key: Paths(blank / scale, voiced / scale) for key, (blank, voiced) in chosen.items()}
+        self._beam = {key: Paths(blank / scale, voiced / scale) for key, (blank, voiced) in chosen.items()}
         self._scales += math.log(scale)
 
-    def origin(self, key: int) -> tuple[int, int]:
-        """Return the key of a prefix's parent, and the prefix's last token."""
-        number, token = divmod(key, self._vocab_size)
-        return self._keys[number], token
-
-    def text(self, key: int) -> tuple[int, ...]:
-        """Return a prefix's tokens."""
+    def _text(self, key: int) -> tuple[int, ...]:
         tokens = []
         while key != self.ROOT:
-            key, token = self.origin(key)
+            number, token = divmod(key, self._vocab_size)
+            key = self._keys[number]
             tokens.append(token)
         return tuple(reversed(tokens))
 
@@ -129,37 +130,6 @@ class PrefixBeam:
         if number == len(self._keys):
             self._keys.append(key)
         return number
-
-
-class PrefixSearch:
-    """CTC prefix beam search of a recording that goes on: its states come a few at a time, and nothing is done twice.
-
-    Arguments as of :func:`ctc_prefix_beam`, whose texts are those of all states at once.
-    """
-
-    def __init__(self, vocab_size: int, beam_size: int, margin: float = MARGIN) -> None:
-        self._beam_size = beam_size
-        self._search = PrefixBeam(np.zeros((0, vocab_size)), beam_size, margin)
-
-    def advance(self, log_probs: NDArray[np.floating]) -> None:
-        """Go on over the states that follow, (states, vocab_size)."""
-        search = self._search
-        for step in search.read(log_probs):
-            grown = search.grow(step)
-            ranked = sorted(((blank + voiced, key) for key, (blank, voiced) in grown.items()), reverse=True)
-            search.keep({key: grown[key] for prob, key in ranked[: self._beam_size] if prob})
-
-    def texts(self) -> list[Hypothesis]:
-        """Return the texts of the states so far, the likeliest first."""
-        search = self._search
-        return [
-            Hypothesis(search.text(key), math.log(sum(paths)) + search.log_scale) for key, paths in search.beam.items()
-        ]
-
-    @property
-    def state_bytes(self) -> int:
-        """What it remembers, about."""
-        return self._search.state_bytes
 
 
 def ctc_prefix_beam(log_probs: NDArray[np.floating], beam_size: int, margin: float = MARGIN) -> list[Hypothesis]:
