@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from joint_cases import search_one
-from test_joint_tokens import PIECES, SPELLINGS, WIDE, build, every_text, random_case, readings, tree_of
+from test_joint_tokens import PIECES, SPELLINGS, WIDE, build, every_text, random_case, readings, spelling_of_model
 
 from samba_asr.config import LanguageModelConfig, MixerConfig, SearchConfig
 from samba_asr.decoding.advisers import Advisers
@@ -116,7 +116,7 @@ def test_a_beam_that_drops_nothing_is_exact(model, language_model, states, ctc_w
         lm_weight=lm_weight,
         advisers=advisers,
         margin=math.inf,
-        tree=tree_of(model),
+        spelling=spelling_of_model(model),
     )
     assert len(found) == len(expected)
     assert [h.log_prob for h in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-8)
@@ -133,14 +133,14 @@ def test_recordings_together_are_searched_as_if_alone(model, language_model, wit
     encoder_out = torch.randn(5, 14, model.config.d_model, dtype=torch.float64)
     random = torch.randn(5, 14, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     utterances = [row[:length].numpy() for row, length in zip(random.mul(2).log_softmax(-1), lengths, strict=True)]
-    tree = tree_of(model)
+    spelling = spelling_of_model(model)
     together = joint_beam(
-        utterances, model.decoder, model.decoder.read_memory(encoder_out, lengths), config, advisers, tree=tree
+        utterances, model.decoder, model.decoder.read_memory(encoder_out, lengths), config, advisers, spelling=spelling
     )
     assert len({texts[0].tokens for texts in together}) == 4 or len(together[0]) > 1
     for row, (log_probs, length) in enumerate(zip(utterances, lengths, strict=True)):
         memory = model.decoder.read_memory(encoder_out[row : row + 1, :length], length[None])
-        (alone,) = joint_beam([log_probs], model.decoder, memory, config, advisers, tree=tree)
+        (alone,) = joint_beam([log_probs], model.decoder, memory, config, advisers, spelling=spelling)
         assert [h.tokens for h in alone] == [h.tokens for h in together[row]]
         assert [h.log_prob for h in alone] == pytest.approx([h.log_prob for h in together[row]], abs=1e-9)
     assert joint_beam([], model.decoder, None, config) == []
@@ -151,7 +151,7 @@ def test_where_nobody_else_counts_the_decoder_is_not_asked(model, monkeypatch):
     log_probs, state = random_case(model, 6, 1)
     asked = []
     monkeypatch.setattr(model.decoder, "step", lambda *args: asked.append(args))
-    search_one(log_probs, model.decoder, state, 4, 1.0, tree=tree_of(model))
+    search_one(log_probs, model.decoder, state, 4, 1.0, spelling=spelling_of_model(model))
     assert not asked
 
 
@@ -164,7 +164,7 @@ def test_places_in_the_pool_are_given_back(model, language_model, monkeypatch):
     memory = model.decoder.read_memory(states, torch.tensor([40, 25, 8]))
     random = torch.randn(3, 40, 7, dtype=torch.float64).mul(3).log_softmax(-1)
     recordings = [random[0].numpy(), random[1, :25].numpy(), random[2, :8].numpy()]
-    joint_beam(recordings, model.decoder, memory, config, Advisers(language_model), tree=tree_of(model))
+    joint_beam(recordings, model.decoder, memory, config, Advisers(language_model), spelling=spelling_of_model(model))
     (pool,) = pools
     assert sorted(pool._free) == list(range(3, pool._size)) and pool._size < 400
 
@@ -191,7 +191,7 @@ def test_hoped_pieces_start_where_no_other_may(model):
     log_probs = np.full((4, 7), -30.0)
     log_probs[0, 4] = log_probs[1, BLANK_ID] = log_probs[2, 6] = log_probs[3, BLANK_ID] = 0.0
     log_probs[2, 5] = -7.0
-    settings = {"beam_size": 8, "ctc_weight": 1.0, "margin": 5.0, "tree": tree_of(model)}
+    settings = {"beam_size": 8, "ctc_weight": 1.0, "margin": 5.0, "spelling": spelling_of_model(model)}
     _, state = random_case(model, 4, 0)
     plain = search_one(log_probs, model.decoder, state, **settings)
     hoped = search_one(log_probs, model.decoder, state, advisers=HOPING, **settings)
@@ -210,7 +210,7 @@ def test_what_is_hoped_for_is_found_though_decoder_and_ctc_agree_on_another(mode
     log_probs[0, 4] = log_probs[1, BLANK_ID] = log_probs[2, 6] = log_probs[3, BLANK_ID] = 0.0
     log_probs[2, 5] = -7.0
     advisers = Advisers(None, [(4.0, Hopeful())])
-    settings = {"beam_size": 4, "ctc_weight": 0.8, "advisers": advisers, "tree": tree_of(model)}
+    settings = {"beam_size": 4, "ctc_weight": 0.8, "advisers": advisers, "spelling": spelling_of_model(model)}
     _, state = random_case(model, 4, 0)
     found = search_one(log_probs, model.decoder, state, **settings)
     exact = search_one(log_probs, model.decoder, state, margin=math.inf, **{**settings, "beam_size": WIDE})
@@ -228,7 +228,7 @@ def test_what_is_hoped_for_is_read_before(model):
     log_probs[2, 5] = -7.0
     log_probs[1, BLANK_ID] = -math.inf
     _, state = random_case(model, 4, 0)
-    settings = {"beam_size": 8, "ctc_weight": 0.8, "advisers": HOPING, "tree": tree_of(model)}
+    settings = {"beam_size": 8, "ctc_weight": 0.8, "advisers": HOPING, "spelling": spelling_of_model(model)}
     found = search_one(log_probs, model.decoder, state, margin=6.5, **settings)
     exact = search_one(log_probs, model.decoder, state, margin=math.inf, **settings)
     assert found[0].tokens == exact[0].tokens == (4, 5)
@@ -238,7 +238,7 @@ def test_what_is_hoped_for_is_read_before(model):
 @torch.no_grad()
 def test_an_advisers_weight_of_nothing_changes_nothing(model, language_model):
     log_probs, state = random_case(model, 8, 2)
-    settings = {"margin": math.inf, "tree": tree_of(model)}
+    settings = {"margin": math.inf, "spelling": spelling_of_model(model)}
     plain = search_one(log_probs, model.decoder, state, 6, 0.3, 1.0, **settings)
     advised = search_one(
         log_probs, model.decoder, state, 6, 0.3, 1.0, advisers=Advisers(language_model, [(0.0, Bigrams())]), **settings

@@ -12,7 +12,7 @@ from joint_cases import search_one
 from model_fixture import CONFIG
 
 from samba_asr.config import CTCConfig
-from samba_asr.decoding.spelling import spelling_tree
+from samba_asr.decoding.spelling import spelling_of
 from samba_asr.decoding.timing import Timing
 from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.asr import SambaASR
@@ -124,8 +124,8 @@ def every_text(log_probs):
     return {text: math.log(math.fsum(probs)) for text, probs in texts.items()}
 
 
-def tree_of(model):
-    return spelling_tree(model.spellings, model.config.ctc_vocab_size)
+def spelling_of_model(model):
+    return spelling_of(model.spellings, model.config.ctc_vocab_size)
 
 
 def test_the_oracle_reads_by_hand():
@@ -145,7 +145,14 @@ def test_a_beam_that_drops_nothing_is_exact(model, states, ctc_weight, length_bo
         for text, log_prob in every_text(log_probs).items()
     }
     found = search_one(
-        log_probs, model.decoder, state, WIDE, ctc_weight, length_bonus, margin=math.inf, tree=tree_of(model)
+        log_probs,
+        model.decoder,
+        state,
+        WIDE,
+        ctc_weight,
+        length_bonus,
+        margin=math.inf,
+        spelling=spelling_of_model(model),
     )
     assert len(found) == len(expected)
     assert [h.log_prob for h in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-9)
@@ -163,7 +170,9 @@ def test_what_a_narrow_beam_finds_has_the_readings_that_it_found(model, beam_siz
     for seed in range(3):
         log_probs, state = random_case(model, 12, seed)
         oracle = Oracle(model, state)
-        found = search_one(log_probs, model.decoder, state, beam_size, 0.0, 2.0, margin=math.inf, tree=tree_of(model))
+        found = search_one(
+            log_probs, model.decoder, state, beam_size, 0.0, 2.0, margin=math.inf, spelling=spelling_of_model(model)
+        )
         assert 1 <= len(found) <= beam_size
         lengths.append(len(found[0].tokens))
         for text, score in found:
@@ -193,8 +202,8 @@ def test_where_ctc_is_sure_it_listens_as_training_does(seed):
         probs[state, dict(zip(states, pieces, strict=True)).get(state, BLANK_ID)] = 1 - 6e-5
     log_probs = np.log(probs)
     start = model.decoder.read_memory(torch.randn(1, 60, CONFIG.d_model, dtype=torch.float64), torch.tensor([60]))
-    tree = spelling_tree(torch.where(torch.arange(11)[:, None] < 7, model.spellings, -1), 7)
-    found, *_ = search_one(log_probs, model.decoder, start, 4, 0.7, tree=tree)
+    spelling = spelling_of(torch.where(torch.arange(11)[:, None] < 7, model.spellings, -1), 7)
+    found, *_ = search_one(log_probs, model.decoder, start, 4, 0.7, spelling=spelling)
     assert found.tokens == tuple(pieces)
     (firsts,) = align(log_probs[None], [60], [pieces])
     places = torch.tensor([listening_places(firsts, [1] * 8, 60)])
@@ -223,8 +232,8 @@ def test_after_a_long_token_it_listens_where_its_last_piece_ends():
     log_probs = np.log(probs)
     start = model.decoder.read_memory(torch.randn(1, 40, CONFIG.d_model, dtype=torch.float64), torch.tensor([40]))
     long_ones = (torch.arange(11) == 7) | (torch.arange(11) == 8)
-    tree = spelling_tree(torch.where(long_ones[:, None], model.spellings, -1), 7)
-    found, *_ = search_one(log_probs, model.decoder, start, 4, 0.7, tree=tree)
+    spelling = spelling_of(torch.where(long_ones[:, None], model.spellings, -1), 7)
+    found, *_ = search_one(log_probs, model.decoder, start, 4, 0.7, spelling=spelling)
     assert found.tokens == tuple(said.values())
     places = torch.tensor([listening_places(np.array(list(said)), [3, 2, 2], 40)])
     targets = torch.tensor([8, 7, 7, EOS_ID])
@@ -247,7 +256,7 @@ def test_hopeless_numbers_do_not_underflow(model):
     log_probs = np.full((3, 7), -800.0)
     log_probs[range(3), [4, 4, 6]] = -1e-3
     _, state = random_case(model, 3, 0)
-    best = search_one(log_probs, model.decoder, state, 4, 0.5, tree=tree_of(model))[0]
+    best = search_one(log_probs, model.decoder, state, 4, 0.5, spelling=spelling_of_model(model))[0]
     assert best.tokens == (4, 6) and math.isfinite(best.log_prob)
 
 
@@ -259,7 +268,7 @@ def test_a_text_may_end_where_a_longer_token_was_likelier():
     log_probs = np.log(np.full((3, 7), 1e-9))
     log_probs[range(3), [BLANK_ID, 4, BLANK_ID]] = -1e-8
     _, state = random_case(model, 3, 0)
-    best = search_one(log_probs, model.decoder, state, 8, 0.5, tree=tree_of(model))[0]
+    best = search_one(log_probs, model.decoder, state, 8, 0.5, spelling=spelling_of_model(model))[0]
     assert best.tokens == (4,) and math.isfinite(best.log_prob)
 
 
@@ -284,5 +293,5 @@ def test_what_ctc_hears_is_found_though_the_decoder_expects_other_tokens(ctc_wei
             if len(text) < 4
         }
         best = max(expected, key=expected.__getitem__)
-        found = search_one(log_probs, model.decoder, state, 1, ctc_weight, tree=tree_of(model))
+        found = search_one(log_probs, model.decoder, state, 1, ctc_weight, spelling=spelling_of_model(model))
         assert found[0].tokens == best == (4, 1)

@@ -16,7 +16,7 @@ from samba_asr.config import CONFIG_VERSION, CTCConfig, DecoderConfig, SearchCon
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.prefix_scores import PrefixScores, softened
 from samba_asr.decoding.search import search_tokens
-from samba_asr.decoding.spelling import spelling_tree
+from samba_asr.decoding.spelling import spelling_of
 from samba_asr.decoding.timing import Timing
 from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.asr import PLACE_JITTER, SambaASR, decoder_pairs, exchanged
@@ -193,7 +193,7 @@ def test_rescoring_reads_each_text_where_ctc_aligns_it():
     model = build().eval()
     model.ctc_head.weight *= 4
     states, lengths = torch.randn(2, 12, 32, dtype=torch.float64), torch.tensor([12, 7])
-    log_probs, tree = model.ctc_log_probs(states, lengths).numpy(), spelling_tree(model.spellings, 10)
+    log_probs, spelling = model.ctc_log_probs(states, lengths).numpy(), spelling_of(model.spellings, 10)
     winners = set()
     for weight, bonus in itertools.product([0.0, 0.3, 0.7, 1.0], [-1.0, 0.0, 2.0]):
         config = SearchConfig("rescoring", beam_size=6, ctc_weight=weight, length_bonus=bonus)
@@ -203,7 +203,7 @@ def test_rescoring_reads_each_text_where_ctc_aligns_it():
             n_best = ctc_prefix_beam(said, 6)
             totals = []
             for text, ctc in ((list(each.tokens), each.log_prob) for each in n_best):
-                tokens = tree.tokens(text)
+                tokens = spelling.tokens(text)
                 counts = [len(SPELLINGS.get(token, (token,))) for token in tokens]
                 assert [p for token in tokens for p in SPELLINGS.get(token, (token,))] == text
                 (firsts,) = align(said[None], [length], [text])

@@ -13,7 +13,7 @@ from samba_asr.decoding.networks import DecoderScorer, Fused, FusedState, Langua
 from samba_asr.decoding.pool import Pool, run_together
 from samba_asr.decoding.prefix_beam import Hypothesis
 from samba_asr.decoding.scorers import TokenScorer
-from samba_asr.decoding.spelling import SpellingTree, spelling_tree
+from samba_asr.decoding.spelling import Spelling, spelling_of
 from samba_asr.decoding.token_beam import MARGIN, TokenBeam, Weights
 from samba_asr.model.decoder import Decoder, DecoderState
 
@@ -26,7 +26,7 @@ def joint_beam(
     config: SearchConfig,
     advisers: Advisers = NOBODY,
     margin: float = MARGIN,
-    tree: SpellingTree | None = None,
+    spelling: Spelling | None = None,
     most: Sequence[int] | None = None,
 ) -> list[list[Hypothesis]]:
     """Return of each recording at most ``beam_size`` texts, in CTC's pieces, the best first, and at least one, with
@@ -40,17 +40,19 @@ def joint_beam(
     listen; with 1 the decoder is not asked, and it is CTC's prefix search.
 
     recordings: CTC's log-probabilities of each, (states, vocab_size). state: where texts start, from
-    :meth:`Decoder.read_memory`, one for each recording. margin: as of :class:`TokenBeam`. tree: how the decoder's
+    :meth:`Decoder.read_memory`, one for each recording. margin: as of :class:`TokenBeam`. spelling: how the decoder's
     tokens are spelt in CTC's pieces; None: they are the same. most: tokens of a text, of each recording; None: any
     number.
     """
     if not recordings:
         return []
-    tree = tree or spelling_tree(None, recordings[0].shape[1])
+    spelling = spelling or spelling_of(None, recordings[0].shape[1])
     pool, share = _token_scorers(decoder, state, config, advisers, len(recordings))
     weights = Weights(config, advisers, share)
     beams = [
-        TokenBeam(log_probs, tree, weights, (pool, number) if share else None, margin, most[number] if most else None)
+        TokenBeam(
+            log_probs, spelling, weights, (pool, number) if share else None, margin, most[number] if most else None
+        )
         for number, log_probs in enumerate(recordings)
     ]
     return run_together([beam.search() for beam in beams], pool)

@@ -15,7 +15,7 @@ from samba_asr.decoding.greedy import UNSAID, autoregressive_greedy, ctc_greedy
 from samba_asr.decoding.joint import joint_beam
 from samba_asr.decoding.prefix_beam import Hypothesis, ctc_prefix_beam
 from samba_asr.decoding.rescoring import Reading, rescore
-from samba_asr.decoding.spelling import spelling_tree
+from samba_asr.decoding.spelling import spelling_of
 from samba_asr.decoding.stretches import LONGEST_SECONDS, Found, Stretch, cut_at_blanks, stretch_batches
 from samba_asr.model.alignment import align, listening_places
 from samba_asr.model.asr import SambaASR
@@ -144,8 +144,8 @@ def _joint(
     most: Sequence[int] | None = None,
 ) -> list[Texts]:
     memory = model.decoder.read_memory(encoder_out, encoder_lengths)
-    tree = spelling_tree(model.spellings, model.config.ctc_vocab_size)
-    found = joint_beam(utterances, model.decoder, memory, config, advisers, tree=tree, most=most)
+    spelling = spelling_of(model.spellings, model.config.ctc_vocab_size)
+    found = joint_beam(utterances, model.decoder, memory, config, advisers, spelling=spelling, most=most)
     return [(list(texts[0].tokens), tuple(texts)) for texts in found]
 
 
@@ -153,8 +153,8 @@ def _read(
     model: SambaASR, utterances: Sequence[NDArray[np.floating]], row: int, n_best: Sequence[Hypothesis]
 ) -> list[Reading]:
     """Return the tokens and places of texts in pieces, as CTC aligns them with an utterance."""
-    tree = spelling_tree(model.spellings, model.config.ctc_vocab_size)
-    tokens = [tree.tokens(hypothesis.tokens) for hypothesis in n_best]
+    spelling = spelling_of(model.spellings, model.config.ctc_vocab_size)
+    tokens = [spelling.tokens(hypothesis.tokens) for hypothesis in n_best]
     spelt = [model.spell(torch.tensor([text], dtype=torch.int64), torch.tensor([len(text)])) for text in tokens]
     log_probs = utterances[row]
     states = len(log_probs)

@@ -1,9 +1,8 @@
-"""All tokens by the pieces in which CTC spells them, as a tree, so that a decoder of tokens can judge every piece."""
+"""All tokens by the pieces in which CTC spells them, and back."""
 
 import itertools
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,23 +12,8 @@ from torch import Tensor
 from samba_asr.decoding.greedy import UNSAID
 
 
-class Node(NamedTuple):
-    """What some pieces may still become."""
-
-    first: int
-    """The tokens that go on from here are those from this place in :attr:`SpellingTree.order` ..."""
-    end: int
-    """... to the one before this."""
-    token: int | None
-    """Place in the order of the token that ends here."""
-    children: dict[int, int]
-    """Numbers of the nodes that another piece leads to."""
-
-
-class SpellingTree:
-    """The tree of all tokens' spellings; its root, number 0, is the begin of every token."""
-
-    ROOT = 0
+class Spelling:
+    """How tokens are spelt in pieces."""
 
     def __init__(self, spellings: Sequence[Sequence[int]]) -> None:
         """spellings: the pieces of each token; none for tokens that no text holds. Raises ValueError where two tokens
@@ -38,18 +22,16 @@ class SpellingTree:
         for (pieces, token), (same, other) in itertools.pairwise(spelt):
             if pieces == same:
                 raise ValueError(f"tokens {token} and {other} are both spelt {pieces}")
-        self.order: NDArray[np.int64] = np.array([token for _, token in spelt], np.int64)
-        """Tokens, (spelt,): those below a node are neighbours."""
         self.pieces: dict[int, tuple[int, ...]] = {token: pieces for pieces, token in spelt}
-        """Of each token."""
-        self.nodes: list[Node] = []
-        self._build([pieces for pieces, _ in spelt], 0, len(spelt), 0)
+        """Of each token that texts may hold."""
+        self.said: NDArray[np.int64] = np.array(sorted(self.pieces), np.int64)
+        """These tokens, (tokens,)."""
+        self._tokens = dict(spelt)
+        self._longest = max(map(len, self._tokens), default=0)
 
     def single(self, piece: int) -> int | None:
         """Return the token that is this piece alone."""
-        child = self.nodes[self.ROOT].children.get(piece)
-        place = None if child is None else self.nodes[child].token
-        return None if place is None else int(self.order[place])
+        return self._tokens.get((piece,))
 
     def tokens(self, pieces: Sequence[int]) -> list[int]:
         """Return tokens that pieces spell, each the longest one from where the last ended; pieces that spell none are
@@ -57,45 +39,26 @@ class SpellingTree:
         found: list[int] = []
         start = 0
         while start < len(pieces):
-            number, end, token = self.ROOT, start, None
-            for place in range(start, len(pieces)):
-                child = self.nodes[number].children.get(pieces[place])
-                if child is None:
-                    break
-                number = child
-                if (ending := self.nodes[number].token) is not None:
-                    end, token = place, ending
-            if token is not None:
-                found.append(int(self.order[token]))
-            start = end + 1
+            lengths = range(min(self._longest, len(pieces) - start), 0, -1)
+            spelt = (tuple(pieces[start : start + length]) for length in lengths)
+            longest = next((each for each in spelt if each in self._tokens), None)
+            if longest is not None:
+                found.append(self._tokens[longest])
+            start += 1 if longest is None else len(longest)
         return found
 
-    def _build(self, spelt: list[tuple[int, ...]], first: int, end: int, depth: int) -> int:
-        number = len(self.nodes)
-        token = first if depth and len(spelt[first]) == depth else None
-        node = Node(first if token is None else first + 1, end, token, {})
-        self.nodes.append(node)
-        start = node.first
-        while start < end:
-            piece, stop = spelt[start][depth], start
-            while stop < end and spelt[stop][depth] == piece:
-                stop += 1
-            node.children[piece] = self._build(spelt, start, stop, depth + 1)
-            start = stop
-        return number
 
-
-def spelling_tree(spellings: Tensor | None, vocab_size: int) -> SpellingTree:
-    """Return the tree of a model's spellings, (vocab_size, longest) with -1 after each one's end; None: each token is a
-    piece of its own. Trees are kept."""
+def spelling_of(spellings: Tensor | None, vocab_size: int) -> Spelling:
+    """Return how a model's tokens are spelt: (vocab_size, longest) with -1 after each one's end; None: each token is a
+    piece of its own. What was made is kept."""
     if spellings is None:
         spellings = torch.arange(vocab_size)[:, None]
     array = spellings.to("cpu", torch.int64).numpy()
-    return _tree(array.tobytes(), array.shape[1])
+    return _spelling(array.tobytes(), array.shape[1])
 
 
 @lru_cache(maxsize=4)
-def _tree(spellings: bytes, longest: int) -> SpellingTree:
+def _spelling(spellings: bytes, longest: int) -> Spelling:
     """spellings: int64. As bytes they are compared at once, which thousands of tuples take milliseconds for."""
     rows = np.frombuffer(spellings, np.int64).reshape(-1, longest).tolist()
-    return SpellingTree([tuple(piece for piece in row if piece >= 0 and piece not in UNSAID) for row in rows])
+    return Spelling([tuple(piece for piece in row if piece >= 0 and piece not in UNSAID) for row in rows])

@@ -16,7 +16,7 @@ from samba_asr.decoding.advisers import Advisers
 from samba_asr.decoding.pool import Asked, Pool, Search
 from samba_asr.decoding.prefix_beam import Hypothesis
 from samba_asr.decoding.prefix_scores import PrefixScores, Reached, log_sum, softened
-from samba_asr.decoding.spelling import SpellingTree
+from samba_asr.decoding.spelling import Spelling
 from samba_asr.decoding.timing import Timing
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID
 
@@ -137,19 +137,19 @@ class TokenBeam:
     def __init__(
         self,
         log_probs: NDArray[np.floating],
-        tree: SpellingTree,
+        spelling: Spelling,
         weights: Weights,
         pool: tuple[Pool, int] | None,
         margin: float = MARGIN,
         most: int | None = None,
     ) -> None:
-        """log_probs: (states, vocab_size) of CTC. tree: of all tokens. pool: who reads texts, and the empty text's
+        """log_probs: (states, vocab_size) of CTC. spelling: of all tokens. pool: who reads texts, and the empty text's
         place there; None where CTC alone finds them. margin: nats; nothing is given up with infinity, and where the
         beam is wide enough, too, the search is exact. most: tokens of a text. Raises ValueError for a beam that is not
         positive."""
         if weights.beam_size < 1:
             raise ValueError(f"beam_size ({weights.beam_size}) must be positive")
-        self._tree, self._weights, self._margin = tree, weights, margin
+        self._spelling, self._weights, self._margin = spelling, weights, margin
         self._pool: Pool | None = pool[0] if pool else None
         self._start = pool[1] if pool else 0
         self._most = 0 if not len(log_probs) else math.inf if most is None else most
@@ -235,12 +235,12 @@ class TokenBeam:
         """Return the likeliest tokens; answer: what the pool says of all, (vocab_size,)."""
         if answer is None:
             return []
-        count, spelt = self._weights.beam_size + 1, answer[self._tree.order]
+        count, spelt = self._weights.beam_size + 1, answer[self._spelling.said]
         if self._weights.scorers:
             count *= PREFERRED
         likely = np.argpartition(-spelt, count)[:count] if count < len(spelt) else np.arange(len(spelt))
         least = max(answer.item(EOS_ID), spelt.max(initial=-math.inf)) - self._margin / self._weights.share
-        found: list[int] = self._tree.order[likely[spelt[likely] >= least]].tolist()
+        found: list[int] = self._spelling.said[likely[spelt[likely] >= least]].tolist()
         return found
 
     def _heard(self, text: Text) -> Iterator[int]:
@@ -255,13 +255,13 @@ class TokenBeam:
             if scores[piece] >= best - HOPED_MARGIN and piece not in pieces
         }
         for piece in [*pieces, *sorted(hoped)]:
-            token = self._tree.single(piece)
+            token = self._spelling.single(piece)
             if token is not None:
                 yield token
 
     def _with(self, text: Text, token: int, answer: NDArray[np.float64] | None) -> Longer:
         said = text.said if answer is None else text.said + answer.item(token)
-        pieces, given, remembered = self._tree.pieces[token], text.given, list(text.remembered)
+        pieces, given, remembered = self._spelling.pieces[token], text.given, list(text.remembered)
         for piece in pieces:
             given += self._weights.piece
             for number, (weight, scorer) in enumerate(self._weights.scorers):
