@@ -238,8 +238,8 @@ class SearchConfig:
     """ctc: best path of the CTC head; autoregressive: the decoder, one token after the other; rescoring: the decoder
     chooses among the CTC head's best texts; joint: both weigh every text on the way."""
     max_tokens_per_second: float = 12.0
-    """The decoder by itself emits no more, so that no input can make it loop. Read speech stays below 12 with 256
-    pieces or more; 64 pieces need 20."""
+    """The decoder emits no more, by itself or in joint search, so that no input can make it loop. Read speech stays
+    below 12 with 256 pieces or more; 64 pieces need 20."""
     beam_size: int = 8
     """rescoring: texts that the decoder chooses from; joint: texts kept from one token to the next."""
     ctc_weight: float = 0.5

@@ -70,9 +70,10 @@ def test_autoregressive_greedy_equals_forward_one_by_one(model, encoder_out):
 
 
 @torch.no_grad()
-def test_cap_on_tokens_a_second(model, encoder_out):
+@pytest.mark.parametrize("search", ["autoregressive", "joint"])
+def test_cap_on_tokens_a_second(model, encoder_out, search):
     model.decoder.out_proj.bias[EOS_ID] = -100.0  # never ends by itself
-    config = SearchConfig("autoregressive", max_tokens_per_second=10.0)
+    config = SearchConfig(search, max_tokens_per_second=10.0, beam_size=2, ctc_weight=0.0)
     lengths = [len(tokens) for tokens in search_tokens(model, encoder_out, LENGTHS, config)]
     assert lengths == [8, 3, 0, 6]  # 20, 7, 0 and 13 states of 40 ms, ten tokens a second, rounded up
 

@@ -176,17 +176,18 @@ def ten_states(monkeypatch):
 
 def whole(model, states, lengths, config):
     """The search that knows no stretches."""
+    caps = torch.ceil(lengths * 0.04 * config.max_tokens_per_second).long()
     if config.search == "autoregressive":
-        caps = torch.ceil(lengths * 0.04 * config.max_tokens_per_second).long()
         return autoregressive_greedy(model.decoder, states, lengths, caps)
     log_probs = model.ctc_log_probs(states).numpy()
     if config.search == "joint":
         memory = [
             model.decoder.read_memory(row[None, :n], torch.tensor([n])) for row, n in zip(states, lengths, strict=True)
         ]
-        rows = zip(log_probs, lengths, memory, strict=True)
+        rows = zip(log_probs, lengths, memory, caps.tolist(), strict=True)
         settings = (config.beam_size, config.ctc_weight, config.length_bonus)
-        return [list(search_one(row[:n], model.decoder, state, *settings)[0].tokens) for row, n, state in rows]
+        found = [search_one(row[:n], model.decoder, state, *settings, most=[cap]) for row, n, state, cap in rows]
+        return [list(texts[0].tokens) for texts in found]
     n_best = [ctc_prefix_beam(row[:length], config.beam_size) for row, length in zip(log_probs, lengths, strict=True)]
     return rescore(model.decoder, states, lengths, n_best, config.ctc_weight)
 

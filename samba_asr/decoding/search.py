@@ -118,19 +118,19 @@ def _decoder_search(
     """As :func:`search_tokens`, by the searches in which the decoder takes part, each utterance as a whole; log_probs:
     what CTC says of each, (states, vocab_size)."""
     utterances = [row[:length] for row, length in zip(log_probs, encoder_lengths.tolist(), strict=True)]
+    seconds = encoder_lengths * model.seconds_per_state
+    max_tokens = torch.ceil(seconds * config.max_tokens_per_second).to(torch.int64)
     if config.search == "joint":
-        return _joint(model, encoder_out, encoder_lengths, utterances, config, advisers)
+        return _joint(model, encoder_out, encoder_lengths, utterances, config, advisers, max_tokens)
     if config.search == "rescoring":
         n_best = [ctc_prefix_beam(utterance, config.beam_size) for utterance in utterances]
         weights = (config.ctc_weight, config.length_bonus)
         read = partial(_read, model, utterances) if model.decoder.listening == "window" else None
         return _alone(rescore(model.decoder, encoder_out, encoder_lengths, n_best, *weights, read))
-    seconds = encoder_lengths * model.seconds_per_state
-    max_tokens = torch.ceil(seconds * config.max_tokens_per_second).to(torch.int64)
     if model.decoder.listening == "state":
         return _alone(autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens))
     alone = dataclasses.replace(config, beam_size=1, ctc_weight=0.0, length_bonus=0.0)
-    found = _joint(model, encoder_out, encoder_lengths, utterances, alone, NOBODY, max_tokens.tolist())
+    found = _joint(model, encoder_out, encoder_lengths, utterances, alone, NOBODY, max_tokens)
     return _alone([tokens for tokens, _ in found])
 
 
@@ -141,11 +141,11 @@ def _joint(
     utterances: Sequence[NDArray[np.floating]],
     config: SearchConfig,
     advisers: Advisers,
-    most: Sequence[int] | None = None,
+    max_tokens: Tensor,
 ) -> list[Texts]:
     memory = model.decoder.read_memory(encoder_out, encoder_lengths)
     spelling = spelling_of(model.spellings, model.config.ctc_vocab_size)
-    found = joint_beam(utterances, model.decoder, memory, config, advisers, spelling=spelling, most=most)
+    found = joint_beam(utterances, model.decoder, memory, config, advisers, spelling=spelling, most=max_tokens.tolist())
     return [(list(texts[0].tokens), tuple(texts)) for texts in found]
 
 
