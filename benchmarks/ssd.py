@@ -6,8 +6,8 @@ python benchmarks/ssd.py --device cuda --dtype bfloat16 --batch 16
 
 The products of one chunk are C Bᵀ, that times the inputs, and those into and out of the state, for every head; with the
 backward pass there are three times as many. PyTorch computes them as four batched products, over chunks of 32, 64 and
-128 frames; the fastest counts. It may do so with instructions that our kernels have not: AMX's, for bfloat16. With bfloat16
-plain PyTorch runs twice: `torch` multiplies in float32, `half` in bfloat16, as a GPU does fast.
+128 frames; the fastest counts. It may do so with instructions that our kernels have not: AMX's, for bfloat16. With
+bfloat16 plain PyTorch runs twice: `torch` multiplies in float32, `half` in bfloat16, as a GPU does fast.
 """
 
 import argparse
