@@ -93,7 +93,9 @@ def test_each_option_alone_equals_numpy_loop(option):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([2 * CHUNK + 3, CHUNK, 0, CHUNK + 1])])
 @pytest.mark.parametrize("groups", [None, 2])
-@pytest.mark.parametrize("in_cache", [1 << 13, 24, 12, 6, 1])  # all at once, two sequences, one, half a one, a channel
+@pytest.mark.parametrize(
+    "in_cache", [1 << 13, 24, 12, 6, 1]
+)  # one thread: all at once, two sequences, one, half, a channel
 def test_torch_equals_reference_across_chunks_with_gradients(reverse, lengths, groups, in_cache, monkeypatch):
     monkeypatch.setattr(torch_scan, "IN_CACHE", in_cache)
     inputs = make_inputs(time=2 * CHUNK + 3, groups=groups) | {"lengths": lengths}
@@ -232,6 +234,8 @@ def test_bfloat16_is_float32_inside(backend, autocast):
     wide = {name: value.float() if torch.is_tensor(value) else value for name, value in inputs.items()}
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = outcome(scan(backend), inputs)
+    plain = outcome(scan(backend), inputs)
+    assert_close(found, plain, rtol=0, atol=0)  # gradients, too
     y, state = scan(backend)(**wide)
     assert found["y"].dtype == torch.bfloat16
     assert torch.equal(found["y"], y.bfloat16())

@@ -18,7 +18,8 @@ from samba_asr.ssm.native.calls import gradient_wanted
 CHUNK, GPU_CHUNK = 16, 64
 """Frames whose states are in hand at once, on a CPU and elsewhere."""
 IN_CACHE = 1 << 13
-"""States of one frame that go through a chunk together on a CPU, whose cache holds four tensors of a chunk of them."""
+"""States of one frame that go through a chunk together on a CPU, for each thread: its cache holds four tensors of a chunk
+of them."""
 
 
 def torch_scan(
@@ -59,7 +60,8 @@ class _TorchScan(torch.autograd.Function):
             wanted = [tensor for tensor in inputs if tensor.requires_grad]
             found = iter(torch.autograd.grad(results, wanted, [dy, dlast][: len(results)], create_graph=True))
             return *(next(found) if tensor.requires_grad else None for tensor in inputs), None
-        return *_backward(inputs, ctx.reverse, kept, dy, dlast), None
+        with torch.autocast(dy.device.type, enabled=False):
+            return *_backward(inputs, ctx.reverse, kept, dy, dlast), None
 
 
 def _differentiable(inputs: Sequence[Tensor], reverse: bool) -> tuple[Tensor, Tensor]:
@@ -192,7 +194,8 @@ class _Block:
 def _blocks(state: Tensor) -> list[_Block]:
     """Return what all sequences, groups and channels of a state (batch, groups, channels, state) are cut into."""
     batch, groups, channels, states = state.shape
-    room = IN_CACHE // max(1, states) if state.device.type == "cpu" else batch * groups * channels
+    on_cpu, in_caches = state.device.type == "cpu", IN_CACHE * torch.get_num_threads()
+    room = in_caches // max(1, states) if on_cpu else batch * groups * channels
     cuts = (
         _cuts(batch, room // max(1, groups * channels)),
         _cuts(groups, room // max(1, channels)),
@@ -208,4 +211,4 @@ def _cuts(size: int, most: int) -> list[slice]:
 
 
 def _chunk(u: Tensor) -> int:
-    return CHUNK if u.device.type == "cpu" else GPU_CHUNK
+    return min(CHUNK if u.device.type == "cpu" else GPU_CHUNK, u.shape[1])
