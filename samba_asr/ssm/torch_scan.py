@@ -18,8 +18,8 @@ from samba_asr.ssm.native.calls import gradient_wanted
 CHUNK, GPU_CHUNK = 16, 64
 """Frames whose states are in hand at once, on a CPU and elsewhere."""
 IN_CACHE = 1 << 13
-"""States of one frame that go through a chunk together on a CPU, for each thread: its cache holds four tensors of a chunk
-of them."""
+"""States of one frame that go through a chunk together on a CPU, for each thread, whose cache holds four tensors of a
+chunk of them."""
 
 
 def torch_scan(
