@@ -20,6 +20,8 @@ CHUNK, GPU_CHUNK = 16, 64
 IN_CACHE = 1 << 13
 """States of one frame that go through a chunk together on a CPU, for each thread, whose cache holds four tensors of a
 chunk of them."""
+FEW = 2
+"""Frames for which it does not pay to turn a state round, with its channels last, and back again."""
 
 
 def torch_scan(
@@ -31,6 +33,8 @@ def torch_scan(
     inputs = (u, delta, A, B, C, state)
     if not u.shape[1]:
         return torch.zeros_like(u), state
+    if u.shape[1] <= FEW:
+        return _differentiable(inputs, reverse)
     if gradient_wanted(*inputs):
         result: tuple[Tensor, Tensor] = _TorchScan.apply(*inputs, reverse)  # type: ignore[no-untyped-call]
         return result
@@ -65,15 +69,17 @@ class _TorchScan(torch.autograd.Function):
 
 
 def _differentiable(inputs: Sequence[Tensor], reverse: bool) -> tuple[Tensor, Tensor]:
-    """As :func:`torch_scan`, with all states in memory and as many derivatives as PyTorch's own operations have."""
+    """As :func:`torch_scan`, with all states in memory as they come, and as many derivatives as PyTorch's own operations
+    have."""
     u, delta, A, B, C, state = inputs
     decay = torch.exp(delta.unsqueeze(-1) * A)
     drive = (delta * u).unsqueeze(-1) * B.unsqueeze(-2)
     steps, states = list(zip(decay.unbind(1), drive.unbind(1), strict=True)), []
     for decay_t, drive_t in reversed(steps) if reverse else steps:
-        state = decay_t * state + drive_t
+        state = torch.addcmul(drive_t, decay_t, state)
         states.append(state)
-    return (torch.stack(states[::-1] if reverse else states, 1) * C.unsqueeze(-2)).sum(-1), state
+    history = torch.stack(states[::-1] if reverse else states, 1)
+    return (history @ C.unsqueeze(-1)).squeeze(-1), state
 
 
 def _forward(inputs: Sequence[Tensor], reverse: bool, kept: Tensor | None) -> tuple[Tensor, Tensor]:
