@@ -118,12 +118,14 @@ def test_torch_in_float32_is_near_float64_reference(reverse, d_state):
 
 @pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "initial_state"])
 @pytest.mark.parametrize("twice", [False, True])
-def test_torch_has_the_gradient_of_one_input_alone(name, twice):
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("time", [2, CHUNK + 3])  # two frames go another way
+def test_torch_has_the_gradient_of_one_input_alone(name, twice, reverse, time):
     """Once and twice: the second time it is computed in another way."""
-    inputs, found = make_inputs(time=CHUNK + 3), []
+    inputs, found = make_inputs(time=time), []
     for backend in BACKENDS:
         leaf = inputs[name].clone().requires_grad_()
-        y, state = scan(backend)(**inputs | {name: leaf})
+        y, state = scan(backend, reverse=reverse)(**inputs | {name: leaf})
         (gradient,) = torch.autograd.grad(y.square().sum() + state.square().sum(), leaf, create_graph=twice)
         if twice:
             (gradient,) = torch.autograd.grad(gradient.square().sum(), leaf)

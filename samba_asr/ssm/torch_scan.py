@@ -69,8 +69,7 @@ class _TorchScan(torch.autograd.Function):
 
 
 def _differentiable(inputs: Sequence[Tensor], reverse: bool) -> tuple[Tensor, Tensor]:
-    """As :func:`torch_scan`, with all states in memory as they come, and as many derivatives as PyTorch's own operations
-    have."""
+    """As :func:`torch_scan`, with all states in memory as they come, and derivatives of any order."""
     u, delta, A, B, C, state = inputs
     decay = torch.exp(delta.unsqueeze(-1) * A)
     drive = (delta * u).unsqueeze(-1) * B.unsqueeze(-2)
