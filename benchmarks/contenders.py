@@ -79,9 +79,8 @@ def contenders(device: torch.device, wanted: Sequence[str] | None, states: int) 
     for name in backends(probe, states):
         if name == "reference" and name not in (wanted or ()):
             continue  # its backward pass takes time that grows with the square of the length
-        chunked = name not in ("reference", "torch")
         step = partial(selective_scan_step, backend=name)
-        held = (0.05, 0.25) if chunked else (0.1, 6)
+        held = {"reference": (0.1, 6.0), "torch": (0.1, 0.4)}.get(name, (0.05, 0.25))
         found.append(Contender(name, partial(_ours, name), None if name == "mamba_ssm" else step, held))
     found.append(Contender("plain loop", plain_loop, plain_step, (3, 7)))
     if find_spec("mambapy"):

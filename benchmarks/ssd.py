@@ -2,10 +2,12 @@
 
 python benchmarks/ssd.py
 python benchmarks/ssd.py --batch 8 --length 400 --dtype bfloat16 --threads 1
+python benchmarks/ssd.py --device cuda --dtype bfloat16 --batch 16
 
 The products of one chunk are C Bᵀ, that times the inputs, and those into and out of the state, for every head; with the
 backward pass there are three times as many. PyTorch computes them as four batched products, over chunks of 32, 64 and
-128 frames; the fastest counts. It may do so with instructions that our kernels have not: AMX's, for bfloat16.
+128 frames; the fastest counts. It may do so with instructions that our kernels have not: AMX's, for bfloat16. With
+bfloat16 plain PyTorch runs twice: `torch` multiplies in float32, `half` in bfloat16, as a GPU does fast.
 """
 
 import argparse
@@ -67,7 +69,9 @@ def scans(
         torch.autograd.grad(y, leaves, weights)
 
     native = kind["device"].type == "cpu" and load_kernels() is not None
-    names = {"auto": "kernels", "torch": "torch"} if native else {"torch": "torch"}
+    names = ({"auto": "kernels"} if native else {}) | {"torch": "torch"}
+    if kind["dtype"] != torch.float32:
+        names["half"] = "half"
     found: dict[str, tuple[Callable[[], Any], int]] = {}
     for backend, name in names.items():
         found[f"{name}, forward"] = partial(forward, backend), 1

@@ -468,3 +468,12 @@ def test_ssd_prints_a_row_a_size(capsys):
     rows = [cells(line) for line in lines if re.match(r"\| \d", line)]
     assert [row[:5] for row in rows] == [["1", "20", "2", "16", "16"], ["1", "33", "2", "16", "16"]]
     assert all(re.fullmatch(r"[\d.]+ \([\d.]+x\)", cell) for row in rows for cell in row[6:])
+
+
+def test_ssd_has_half_products_beside_others_in_bfloat16(capsys):
+    small = ["--length", "20", "--heads", "2", "--width", "16", "--states", "16", "--seconds", "0.001"]
+    assert loaded("ssd").main([*small, "--batch", "1", "--threads", "1", "--dtype", "bfloat16"]) == 0
+    head = cells(capsys.readouterr().out.splitlines()[0])
+    assert head[-4:] == [
+        f"{name}, {which}, ms" for name in ("torch", "half") for which in ("forward", "forward and backward")
+    ]

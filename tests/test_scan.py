@@ -10,8 +10,9 @@ import torch
 from ssm_cases import WRONG_LENGTHS, outcome, padding_of, randn, with_padding
 from torch.testing import assert_close
 
-from samba_asr.ssm import scan as scan_module
-from samba_asr.ssm.scan import CHUNK, selective_scan, selective_scan_step
+from samba_asr.ssm import torch_scan
+from samba_asr.ssm.scan import selective_scan, selective_scan_step
+from samba_asr.ssm.torch_scan import CHUNK
 
 BACKENDS = ["reference", "torch"]
 BY_TIME = ("u", "delta", "B", "C", "z")
@@ -92,32 +93,69 @@ def test_each_option_alone_equals_numpy_loop(option):
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("lengths", [None, torch.tensor([2 * CHUNK + 3, CHUNK, 0, CHUNK + 1])])
 @pytest.mark.parametrize("groups", [None, 2])
-@pytest.mark.parametrize("in_cache", [1 << 19, 200, 1])
+@pytest.mark.parametrize(
+    "in_cache", [1 << 13, 24, 12, 6, 1]
+)  # one thread: all at once, two sequences, one, half, a channel
 def test_torch_equals_reference_across_chunks_with_gradients(reverse, lengths, groups, in_cache, monkeypatch):
-    monkeypatch.setattr(scan_module, "IN_CACHE", in_cache)
+    monkeypatch.setattr(torch_scan, "IN_CACHE", in_cache)
     inputs = make_inputs(time=2 * CHUNK + 3, groups=groups) | {"lengths": lengths}
     expected = outcome(scan("reference", reverse=reverse), inputs)
     assert len(expected) == 2 + 9
     assert_close(outcome(scan("torch", reverse=reverse), inputs), expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("d_state", [1, 16])
+def test_torch_in_float32_is_near_float64_reference(reverse, d_state):
+    inputs = make_inputs(batch=3, time=200, channels=24, d_state=d_state) | {"lengths": torch.tensor([200, 1, 77])}
+    expected = outcome(scan("reference", reverse=reverse), inputs)
+    single = {
+        name: value.float() if name != "lengths" and torch.is_tensor(value) else value for name, value in inputs.items()
+    }
+    for name, value in outcome(scan("torch", reverse=reverse), single).items():
+        assert (value - expected[name]).abs().max() < 1e-4 * expected[name].abs().max().clamp(min=1), name
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "initial_state"])
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("time", [2, CHUNK + 3])  # two frames go another way
+def test_torch_has_the_gradient_of_one_input_alone(name, twice, reverse, time):
+    """Once and twice: the second time it is computed in another way."""
+    inputs, found = make_inputs(time=time), []
+    for backend in BACKENDS:
+        leaf = inputs[name].clone().requires_grad_()
+        y, state = scan(backend, reverse=reverse)(**inputs | {name: leaf})
+        (gradient,) = torch.autograd.grad(y.square().sum() + state.square().sum(), leaf, create_graph=twice)
+        if twice:
+            (gradient,) = torch.autograd.grad(gradient.square().sum(), leaf)
+        found.append(gradient)
+    assert_close(found[1], found[0], rtol=1e-9, atol=1e-9)
+
+
 MEMORY = """
-import resource, torch
+import resource, sys, torch
 from samba_asr.ssm.scan import selective_scan
+gradient = sys.argv[1] == "gradient"
 def run(time):
-    u, B = torch.zeros(1, time, 512), torch.zeros(1, time, 16)
-    with torch.inference_mode():
-        selective_scan(u, u, -torch.ones(512, 16), B, B, backend="torch")
+    u, B = (torch.zeros(1, time, width, requires_grad=gradient) for width in (512, 16))
+    with torch.inference_mode(not gradient):
+        y = selective_scan(u, u, -torch.ones(512, 16), B, B, backend="torch")
+    if gradient:
+        y.backward(u.detach())
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 run(100); before = peak(); run(8_000); print((peak() - before) * 1024 / (4 * 8_000 * 512))
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts kilobytes, as Linux does")
-def test_torch_has_only_a_chunk_of_states_in_memory():
-    """In times the size of u: of which, of y, and of a few chunks there is one."""
-    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True, timeout=120)
-    assert float(done.stdout) < 4  # all states would be 16
+@pytest.mark.parametrize(("which", "most"), [("none", 4), ("gradient", 8)])
+def test_torch_has_only_a_chunk_of_states_in_memory(which, most):
+    """In times the size of u: of which, of y, and of a few chunks there is one; for a gradient also a state of each
+    chunk of 16, three gradients, and what autograd adds up. All states would be 16, more than once."""
+    command = [sys.executable, "-c", MEMORY, which]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < most
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -198,6 +236,8 @@ def test_bfloat16_is_float32_inside(backend, autocast):
     wide = {name: value.float() if torch.is_tensor(value) else value for name, value in inputs.items()}
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = outcome(scan(backend), inputs)
+    plain = outcome(scan(backend), inputs)
+    assert_close(found, plain, rtol=0, atol=0)  # gradients, too
     y, state = scan(backend)(**wide)
     assert found["y"].dtype == torch.bfloat16
     assert torch.equal(found["y"], y.bfloat16())

@@ -2,12 +2,12 @@
 
 Shapes follow the Mamba paper (arXiv 2312.00752, algorithm 2): batch, time, channels. Five backends compute the same
 recurrence: ``reference``, one obvious step after the other; ``torch``, which spends its time in a few large tensor
-operations a chunk and never indexes a (batch, time, ...) tensor inside a loop; ``cpu``, native kernels; ``triton``,
-kernels for NVIDIA GPUs; and ``mamba_ssm``, the Mamba authors' own kernel for these, where it is installed.
+operations a chunk; ``cpu``, native kernels; ``triton``, kernels for NVIDIA GPUs; and ``mamba_ssm``, the Mamba authors'
+own kernel for these, where it is installed.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -18,13 +18,10 @@ from samba_asr.ssm.cpu_scan import available, cpu_scan
 from samba_asr.ssm.native.calls import gradient_wanted
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 from samba_asr.ssm.step_size import recurrence_type, step_size
+from samba_asr.ssm.torch_scan import torch_scan
 from samba_asr.ssm.triton_scan import preferred, refusal, triton_scan
 
 Backend = Literal["auto", "reference", "torch", "cpu", "triton", "mamba_ssm"]
-CHUNK, GPU_CHUNK = 16, 64
-"""Frames whose (batch, time, channels, state) tensors the torch backend has in hand at once; on a CPU ..."""
-IN_CACHE = 1 << 19
-"""... no more than make a tensor of so many numbers, which a cache can hold."""
 
 
 def selective_scan(
@@ -219,64 +216,4 @@ def _reference(
     return torch.stack(outputs, 1) if outputs else torch.zeros_like(u), state
 
 
-def _torch(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool
-) -> tuple[Tensor, Tensor]:
-    if not u.shape[1]:
-        return torch.zeros_like(u), state
-    chunk = min(CHUNK, max(1, IN_CACHE // max(1, state.numel()))) if u.device.type == "cpu" else GPU_CHUNK
-    gradient = gradient_wanted(u, delta, A, B, C, state)
-    chunks = list(zip(*(tensor.split(chunk, 1) for tensor in (u, delta, B, C)), strict=True))
-    # Where nothing is kept for a gradient, nothing is left lying between chunks, which come and go in the same memory.
-    whole, outputs = None if gradient else torch.empty_like(u), []
-    frame = u.shape[1] if reverse else 0
-    for u_, delta_, B_, C_ in reversed(chunks) if reverse else chunks:
-        decay = torch.exp(delta_.unsqueeze(-1) * A)  # (batch, chunk, groups, channels, state)
-        drive = (delta_ * u_).unsqueeze(-1) * B_.unsqueeze(-2)
-        if whole is None:
-            states, state = _Recurrence.apply(decay, drive, state, reverse)  # type: ignore[no-untyped-call]
-            outputs.append((states @ C_.unsqueeze(-1)).squeeze(-1))
-        else:
-            state = _written_over(decay, drive, state, reverse).clone()
-            frame -= drive.shape[1] if reverse else 0
-            whole[:, frame : frame + drive.shape[1]] = (drive @ C_.unsqueeze(-1)).squeeze(-1)
-            frame += 0 if reverse else drive.shape[1]
-    if whole is not None:
-        return whole, state
-    return torch.cat(outputs[::-1] if reverse else outputs, 1), state
-
-
-def _written_over(decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> Tensor:
-    """Run h[t] = decay[t] h[t-1] + drive[t] over the second axis, from state; write h over drive; return the last."""
-    frames = list(zip(decay.unbind(1), drive.unbind(1), strict=True))
-    for decay_t, h in reversed(frames) if reverse else frames:
-        state = h.addcmul_(decay_t, state)
-    return state
-
-
-class _Recurrence(torch.autograd.Function):
-    """:func:`_written_over` with a gradient: the same recurrence the other way round, which has derivatives, too.
-    torch.func, forward-mode derivatives and traces with gradients need the ``reference`` backend."""
-
-    @staticmethod
-    def forward(ctx: Any, decay: Tensor, drive: Tensor, state: Tensor, reverse: bool) -> tuple[Tensor, Tensor]:
-        last = _written_over(decay, drive, state, reverse).clone()
-        ctx.save_for_backward(decay, drive, state)
-        ctx.mark_dirty(drive)
-        ctx.reverse = reverse
-        return drive, last
-
-    @staticmethod
-    def backward(ctx: Any, dhistory: Tensor, dlast: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        decay, history, state = ctx.saved_tensors
-        ones, state = torch.ones_like(decay[:, :1]), state.unsqueeze(1)
-        if ctx.reverse:  # what comes after a frame, and before it, in the scan's order
-            after, before = torch.cat([ones, decay[:, :-1]], 1), torch.cat([history[:, 1:], state], 1)
-        else:
-            after, before = torch.cat([decay[:, 1:], ones], 1), torch.cat([state, history[:, :-1]], 1)
-        ddrive, _ = _Recurrence.apply(after, dhistory.clone(), dlast, not ctx.reverse)  # type: ignore[no-untyped-call]
-        first = -1 if ctx.reverse else 0
-        return ddrive * before, ddrive, decay[:, first] * ddrive[:, first], None
-
-
-_BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"reference": _reference, "torch": _torch}
+_BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"reference": _reference, "torch": torch_scan}

@@ -5,7 +5,7 @@ Within a chunk the scan is one masked matrix product; between chunks only the st
 a CPU native kernels do it, where there are any.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,8 @@ from torch import Tensor
 from samba_asr.ssm.cpu_ssd import available, cpu_ssd
 from samba_asr.ssm.padding import check_lengths, check_shapes, mask_padding
 from samba_asr.ssm.step_size import recurrence_type, step_size
+
+Backend = Literal["auto", "torch", "half"]
 
 
 def ssd_scan(
@@ -30,7 +32,7 @@ def ssd_scan(
     return_last_state: bool = False,
     reverse: bool = False,
     chunk_size: int = 64,
-    backend: Literal["auto", "torch"] = "auto",
+    backend: Backend = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Run the SSD scan over a batch of sequences.
 
@@ -38,25 +40,32 @@ def ssd_scan(
     (batch, time, state), shared by all heads, or (batch, time, groups, state), each by heads / groups neighbouring
     ones; lengths: (batch,) int64; initial_state: (batch, heads, head_dim, state).
 
-    Padding, ``reverse`` and precision are as in :func:`samba_asr.ssm.scan.selective_scan`. ``chunk_size`` (frames)
-    changes the torch backend's speed, never values. backend: auto takes native kernels for float32 and bfloat16 on a
-    CPU where head_dim and state are multiples of 16; torch never does.
+    Padding, ``reverse`` and precision are as in :func:`samba_asr.ssm.scan.selective_scan`, but for the matrix products'
+    with ``half``. ``chunk_size`` (frames) changes the speed without native kernels, never values beyond rounding.
+
+    backend: ``torch`` is plain PyTorch, products in float32 (float64 for float64 input). ``half`` is the same with
+    factors and results of the products in the bfloat16 or float16 of x, B and C, as a GPU multiplies fast; steps,
+    decays, their sums, the state that goes from chunk to chunk, and what is added up within a product stay float32.
+    ``auto`` takes native kernels for float32 and bfloat16 on a CPU where head_dim and state are multiples of 16, and
+    ``half`` on an NVIDIA GPU for such inputs.
 
     Returns y, shaped like x, and, if asked, the state (batch, heads, head_dim, state) after the last frame scanned.
-    Raises ValueError for shapes that do not fit.
+    Raises ValueError for shapes that do not fit and for a backend that does not suit the inputs.
     """
     _check(x, delta, A, B, C, D, delta_bias, initial_state)
     check_lengths(lengths, x.shape[0], x.shape[1], x.device)
     if chunk_size < 1:
         raise ValueError(f"chunk_size ({chunk_size}) must be positive")
     B, C = _grouped(B), _grouped(C)
-    if backend != "torch" and available(x, B.shape[3], delta, A, B, C, D, delta_bias, lengths, initial_state):
+    products = _product_type(backend, x, B, C)
+    if backend == "auto" and available(x, B.shape[3], delta, A, B, C, D, delta_bias, lengths, initial_state):
         y, state = cpu_ssd(x, delta, A, B, C, D, delta_bias, delta_softplus, lengths, initial_state, reverse)
         return (y, state) if return_last_state else y
     compute = recurrence_type(x)
     batch, time, heads, head_dim = x.shape
     with torch.autocast(x.device.type, enabled=False):
-        x_, B_, C_ = (mask_padding(tensor, lengths).to(compute) for tensor in (x, B, C))
+        x_ = mask_padding(x, lengths).to(compute)
+        B_, C_ = (mask_padding(tensor, lengths).to(products) for tensor in (B, C))
         step = step_size(delta.to(compute), delta_bias, delta_softplus, lengths)
         if initial_state is None:
             state = x_.new_zeros(batch, B.shape[-1], heads, head_dim)
@@ -130,6 +139,19 @@ def _check(
     )
 
 
+def _product_type(backend: Backend, x: Tensor, B: Tensor, C: Tensor) -> torch.dtype:
+    """Return the type in which matrices are multiplied. Raises ValueError for a backend that does not suit them."""
+    if backend not in get_args(Backend):
+        raise ValueError(f"backend ({backend!r}) must be one of {', '.join(map(repr, get_args(Backend)))}")
+    half = x.dtype in (torch.bfloat16, torch.float16) and x.dtype == B.dtype == C.dtype
+    if backend == "half" and not half:
+        raise ValueError(
+            f"backend 'half' takes x, B and C all in bfloat16 or all in float16; they are {x.dtype}, {B.dtype} and "
+            f"{C.dtype}; use 'torch'"
+        )
+    return x.dtype if backend == "half" or (backend == "auto" and half and x.is_cuda) else recurrence_type(x)
+
+
 def _grouped(tensor: Tensor) -> Tensor:
     """(batch, time, state) to (batch, time, 1, state)."""
     return tensor.unsqueeze(2) if tensor.dim() == 3 else tensor
@@ -165,7 +187,7 @@ def _chunked(
     x: Tensor, delta: Tensor, log_step: Tensor, B: Tensor, C: Tensor, state: Tensor, reverse: bool, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """x (batch, time, heads, head_dim), log_step (batch, time, heads): each frame's log decay, state (batch, state,
-    heads, head_dim); padding has delta = 0."""
+    heads, head_dim); padding has delta = 0. Products are in the type of B and C, everything else in that of x."""
     time = x.shape[1]
     x, delta, log_step, B, C = (_split(tensor, chunk) for tensor in (x, delta, log_step, B, C))
     # (batch, chunks, chunk, ...). Log decay from a chunk's entry up to and including each frame: a running sum, from
@@ -179,7 +201,9 @@ def _chunked(
     y = _within(driven, log_decay, B, C, reverse)
     # What each chunk adds to the state at its exit, then the states at the entries, chunk after chunk.
     leaving = driven * torch.exp(total.unsqueeze(2) - log_decay).unsqueeze(-1)
-    added = (B.transpose(2, 3) @ leaving.flatten(3)).unflatten(3, leaving.shape[3:])  # (batch, chunks, state, ...)
+    added = (B.transpose(2, 3) @ leaving.flatten(3).to(B.dtype)).unflatten(
+        3, leaving.shape[3:]
+    )  # (batch, chunks, state, ...)
     passing = torch.exp(total)[:, :, None, :, None]
     entries = []
     steps = list(zip(added.unbind(1), passing.unbind(1), strict=True))
@@ -188,7 +212,7 @@ def _chunked(
         state = added_c + passing_c * state
     if entries:
         entry = torch.stack(entries[::-1] if reverse else entries, 1)
-        carried = (C @ entry.flatten(3)).unflatten(3, entry.shape[3:])
+        carried = (C @ entry.flatten(3).to(C.dtype)).unflatten(3, entry.shape[3:])
         y = y + carried * torch.exp(log_decay).unsqueeze(-1)
     return y.flatten(1, 2)[:, :time], state
 
@@ -201,7 +225,7 @@ def _within(driven: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, reverse: bo
     by_head = log_decay.transpose(2, 3)  # (batch, chunks, heads, chunk)
     decay = (by_head.unsqueeze(-1) - by_head.unsqueeze(-2)).masked_fill(outside, -torch.inf).exp()
     scores = (C @ B.transpose(2, 3)).unsqueeze(2) * decay  # (batch, chunks, heads, chunk, chunk)
-    return (scores @ driven.transpose(2, 3)).transpose(2, 3)
+    return (scores.to(C.dtype) @ driven.transpose(2, 3).to(C.dtype)).transpose(2, 3)
 
 
 def _split(tensor: Tensor, chunk: int) -> Tensor:

@@ -73,14 +73,45 @@ INLINE Vec advance(Vec* h, const Vec* rates, Vec step, Vec u, const float* B, co
   return y + y2;
 }
 
-// Frames that all blocks go through before any goes on: few enough for their rows to stay at hand.
-constexpr int64_t kTile = 8 * kChunk;
+// Frames that all blocks go through before any goes on: few enough for their rows, and the next ones, to stay at hand.
+constexpr int64_t kTile = kChunk;
+
+// The rows of the next tile, on their way to the second cache: line by line in the order of memory, one with each frame
+// of each block of this tile. A block's own order, one line of each row, is slow wherever the rows are not in a cache.
+struct Later {
+  int64_t at, lines;             // the place of the next line; how many are still to come
+  int64_t column, columns, gap;  // lines of a row: those behind, and all; from the end of a row to the next one
+};
+
+// Columns of blocks, frames first to end - 1.
+static Later rows_of(const Scan& s, int64_t sequence, int64_t length, const std::vector<Block>& blocks, int64_t first,
+                     int64_t end) {
+  const int64_t row = sequence * s.time + (s.reverse ? length - end : first);  // the first in memory
+  const int64_t width = blocks.back().channel + blocks.back().count - blocks.front().channel;
+  const int64_t columns = (width + kWidth - 1) / kWidth;
+  return {row * s.channels + blocks.front().channel, (end - first) * columns, 0, columns,
+          s.channels - columns * kWidth};
+}
+
+INLINE void expect_line(const Scan& s, Later& later) {
+  if (!later.lines) return;
+  --later.lines;
+  __builtin_prefetch(s.delta + later.at, 0, 2);
+  __builtin_prefetch(s.u + later.at, 0, 2);
+  __builtin_prefetch(s.y + later.at, 0, 2);
+  if (s.z) __builtin_prefetch(s.z + later.at, 0, 2);
+  later.at += kWidth;
+  if (++later.column == later.columns) {
+    later.column = 0;
+    later.at += later.gap;
+  }
+}
 
 // Frames first to end - 1 of one block. next: the place that comes next; held: the block's rates and its state, (2,
-// states, width).
+// states, width); later: rows of the next tile.
 template <int N>
 static void forward_tile(const Scan& s, int64_t sequence, const Block& block, int64_t first, int64_t end, int64_t next,
-                         float* held) {
+                         float* held, Later& later) {
   Vec rates[kMaxStates], h[kMaxStates];
   const int states = N ? N : s.states;
   const int64_t length = s.lengths ? s.lengths[sequence] : s.time;
@@ -103,6 +134,7 @@ static void forward_tile(const Scan& s, int64_t sequence, const Block& block, in
     expect(s.u, then);
     expect_to_write(s.y, then);
     if (s.z) expect(s.z, then);
+    expect_line(s, later);
     Vec step = raw_step(s, at, block);
     if (s.softplus) step = softplus(step);
     const Vec u = load_some(s.u + at, block.count);
@@ -132,10 +164,11 @@ static void forward_blocks(const Scan& s, int64_t sequence, const std::vector<Bl
   }
   for (int64_t first = 0; first < length; first += kTile) {
     const int64_t end = std::min(first + kTile, length);
+    Later later = rows_of(s, sequence, length, blocks, end, std::min(end + kTile, length));
     for (size_t b = 0; b < blocks.size(); ++b) {
       const bool last = b + 1 == blocks.size();
       const int64_t next = place_of(s, sequence, length, last ? end : first, blocks[last ? 0 : b + 1].channel);
-      forward_tile<N>(s, sequence, blocks[b], first, end, next, &held[b * room]);
+      forward_tile<N>(s, sequence, blocks[b], first, end, next, &held[b * room], later);
     }
   }
   for (size_t b = 0; b < blocks.size(); ++b) {
