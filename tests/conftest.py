@@ -3,8 +3,13 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+
+from samba_asr.audio.load import load_audio
+from samba_asr.model.pretrained import PRETRAINED
+from samba_asr.transcriber import Transcriber
 
 pytest_plugins = ["model_fixture"]
 
@@ -23,6 +28,18 @@ def clips() -> list[tuple[Path, str]]:
     with open(DATA / "transcripts.tsv", encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [(DATA / row["file"], row["text"]) for row in rows]
+
+
+@pytest.fixture(scope="session")
+def waveforms(clips) -> list[np.ndarray]:
+    """These recordings' samples."""
+    return [load_audio(path) for path, _ in clips]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Transcriber:
+    """The default model, as it ships."""
+    return Transcriber.load(PRETRAINED / "samba-tiny-en")
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,10 @@ import pytest
 import torch
 
 from samba_asr.audio.features import LogMel
-from samba_asr.audio.load import load_audio
 from samba_asr.audio.torchaudio_import import torchaudio_transforms
 from samba_asr.config import FeatureConfig
 
 NORMALISATIONS = ("whisper", "global", "causal")
-
-
-@pytest.fixture(scope="module")
-def waveforms(clips):
-    return [load_audio(path) for path, _ in clips]
 
 
 def make(normalisation, **options):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from joint_cases import search_one
+from joint_cases import check_exact, search_one
 from model_fixture import CONFIG
 
 from samba_asr.audio.load import load_audio
@@ -78,10 +78,7 @@ def test_a_beam_that_drops_nothing_is_exact(model, states, ctc_weight, length_bo
             for text, log_prob in every_text(log_probs).items()
         }
         found = search_one(log_probs, model.decoder, state, WIDE, ctc_weight, length_bonus, margin=math.inf)
-        assert len(found) == len(expected)
-        assert [h.log_prob for h in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-9)
-        for hypothesis in found:
-            assert hypothesis.log_prob == pytest.approx(expected[hypothesis.tokens], abs=1e-9)
+        check_exact(found, expected)
 
 
 @torch.no_grad()

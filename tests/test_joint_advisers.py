@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from joint_cases import search_one
+from joint_cases import check_exact, search_one
 from test_joint_tokens import PIECES, SPELLINGS, WIDE, build, every_text, random_case, readings, spelling_of_model
 
 from samba_asr.config import LanguageModelConfig, MixerConfig, SearchConfig
@@ -118,10 +118,7 @@ def test_a_beam_that_drops_nothing_is_exact(model, language_model, states, ctc_w
         margin=math.inf,
         spelling=spelling_of_model(model),
     )
-    assert len(found) == len(expected)
-    assert [h.log_prob for h in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-8)
-    for hypothesis in found:
-        assert hypothesis.log_prob == pytest.approx(expected[hypothesis.tokens], abs=1e-8)
+    check_exact(found, expected, tolerance=1e-8)
 
 
 @torch.no_grad()

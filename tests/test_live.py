@@ -10,28 +10,16 @@ import pytest
 import torch
 
 from samba_asr import live as live_module
-from samba_asr.audio.load import load_audio
 from samba_asr.audio.vad import FRAME, VoiceStream
 from samba_asr.decoding.prefix_beam import ctc_prefix_beam
 from samba_asr.decoding.search import search_stretches
 from samba_asr.live import AHEAD_SECONDS, CHUNK_SECONDS, Live
-from samba_asr.model.pretrained import PRETRAINED
 from samba_asr.model.streaming import EncoderStream
 from samba_asr.transcriber import Transcriber
 from samba_asr.transcript import Transcript
 
 RATE = 16_000
 MOST_BYTES = 4_000_000
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return Transcriber.load(PRETRAINED / "samba-tiny-en")
-
-
-@pytest.fixture(scope="module")
-def waveforms(clips):
-    return [load_audio(path) for path, _ in clips]
 
 
 @pytest.fixture(scope="module")

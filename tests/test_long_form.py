@@ -16,22 +16,11 @@ from samba_asr.audio.load import load_audio, open_audio
 from samba_asr.audio.segments import Span
 from samba_asr.audio.vad import BLOCK
 from samba_asr.long_form import Cutter, joined
-from samba_asr.model.pretrained import PRETRAINED
 from samba_asr.transcriber import Transcriber
 from samba_asr.transcript import Alternative, Transcript, Word
 
 RATE = 16_000
 THIRTY = 30 * RATE
-
-
-@pytest.fixture(scope="module")
-def shipped():
-    return Transcriber.load(PRETRAINED / "samba-tiny-en")
-
-
-@pytest.fixture(scope="module")
-def waveforms(clips):
-    return [load_audio(path) for path, _ in clips]
 
 
 @pytest.fixture(scope="module")

@@ -26,11 +26,6 @@ def transcriber(request, tiny_checkpoint):
     return Transcriber.load(tiny_checkpoint, search=request.param)
 
 
-@pytest.fixture(scope="module")
-def waveforms(clips):
-    return [load_audio(path) for path, _ in clips]
-
-
 def assert_same(found, expected):
     """Transcripts are equal; confidences to what a batch's arithmetic may change."""
     assert [dataclasses.replace(each, words=()) for each in found] == [
