@@ -137,6 +137,17 @@ def test_with_no_weight_on_ctc_it_is_the_decoders_own_beam_search(model, beam_si
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("ctc_weight", [0.0, 0.5])
+def test_a_narrow_beam_says_nothing_that_ctc_cannot(model, ctc_weight):
+    model.decoder.out_proj.bias[EOS_ID] = -30.0  # it would go on and on
+    for seed in range(4):
+        log_probs, state = random_case(model, 3, seed)
+        possible = every_text(log_probs)
+        found = search_one(log_probs, model.decoder, state, 2, ctc_weight, margin=math.inf)
+        assert found and all(text in possible and math.isfinite(score) for text, score in found)
+
+
+@torch.no_grad()
 def test_the_decoders_beam_of_one_is_greedy(model):
     states, lengths = torch.randn(6, 25, CONFIG.d_model, dtype=torch.float64), torch.tensor([20, 20, 19, 20, 25, 20])
     most = torch.tensor([9, 5, 3, 9, 9, 0])
