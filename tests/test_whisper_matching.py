@@ -75,7 +75,7 @@ def test_targets_are_every_second_state_without_the_mean_of_its_place(run, clips
             expected = (states.states([number])[0] - means)[start:end:2]
             length = math.ceil(len(load_audio(clips[utterance][0])) / 640)
             assert abs(length - len(expected)) <= 1
-            found = matching.targets(batch_of([utterance]), [0], torch.tensor([len(expected)]))[0]
+            found = matching.targets(batch_of([utterance]), [0], torch.tensor([len(expected)])).states[0]
             close(found, expected, 1e-3)
     assert heard
 
@@ -86,8 +86,8 @@ def test_targets_are_stretched_to_the_utterance(run, clips):
     place = next(place for place, known in enumerate(matching.places) if known)
     _, start, end = matching.places[place]
     given = math.ceil((end - start) / 2)
-    own = matching.targets(batch_of([place]), [0], torch.tensor([given]))[0].numpy()
-    slower = matching.targets(batch_of([place, place]), [0, 1], torch.tensor([given + 37, 5]))
+    own = matching.targets(batch_of([place]), [0], torch.tensor([given])).states[0].numpy()
+    slower = matching.targets(batch_of([place, place]), [0, 1], torch.tensor([given + 37, 5])).states
     assert not slower[1, 5:].any()
     for channel in (0, D_MODEL - 1):  # against numpy's interpolation
         expected = np.interp(np.linspace(0, given - 1, given + 37), np.arange(given), own[:, channel])
@@ -100,14 +100,15 @@ def test_the_error_is_that_of_known_utterances_under_the_run_s_norm(run, clips):
     place = next(place for place, known in enumerate(matching.places) if known)
     torch.manual_seed(0)
     states, lengths = torch.randn(2, 60, D_MODEL), torch.tensor([60, 45])
-    error = matching(states, lengths, batch_of([0, place]))
-    target = matching.targets(batch_of([place]), [0], torch.tensor([45]))[0].double()
+    error, reading = matching(states, lengths, batch_of([0, place]))
+    assert reading is None
+    target = matching.targets(batch_of([place]), [0], torch.tensor([45])).states[0].double()
     said = matching.norm(states[1, :45]).double()
     variance = (target - target.mean(0)).square().sum(0)
     squared = (said - target).square().sum(0)
     assert error.item() == pytest.approx(((squared.sum() / variance.sum() + (squared / variance).mean()) / 2).item())
     elsewhere = states.where(torch.tensor([False, True])[:, None, None], 9.0)
-    assert torch.equal(error, matching(elsewhere, lengths, batch_of([0, place])))
+    assert torch.equal(error, matching(elsewhere, lengths, batch_of([0, place])).states)
     assert matching(states, lengths, batch_of([0, 0])) is None
     assert matching(states, lengths, batch_of([0, place], token_counts=[3, 0])) is None  # given up for noise
     assert all(not parameter.requires_grad for parameter in matching.parameters())
@@ -156,7 +157,7 @@ def test_training_keeps_the_distilled_block_near_its_teacher(run, clips, tmp_pat
         with torch.no_grad():
             _, lengths = model.encode_features(*model.features(padded, lengths), None, outputs)
             assert len(outputs) == N_LAYERS + 1
-            return float(matching(outputs[-2], lengths, batch_of(places)))
+            return float(matching(outputs[-2], lengths, batch_of(places)).states)
 
     without, weak, strong = (
         error("without"),
@@ -186,7 +187,7 @@ def test_a_teacher_that_listens_along(run, clips):
     lengths = torch.tensor([-(-len(waveform) // 640) for waveform in waveforms])
     assert matching.known(batch, lengths) == list(range(len(waveforms)))
     torch.manual_seed(5)
-    found = matching.targets(batch, list(range(len(waveforms))), lengths)
+    found, at = matching.targets(batch, list(range(len(waveforms))), lengths)
     torch.manual_seed(5)
     places = pack_in_order([-(-len(waveform) // 320) for waveform in waveforms])
     means = torch.from_numpy(np.load(out / TRAIN_FOLDER / "means.npy"))
@@ -199,11 +200,14 @@ def test_a_teacher_that_listens_along(run, clips):
         within = torch.arange(start, start + 2 * length, 2).clamp_max(1499)
         close(row[:length], said[window, within] - means[within])
         assert not row[length:].any()
+    for row, length, (_, start) in zip(at, lengths.tolist(), places, strict=True):
+        assert torch.equal(row[:length], means[torch.arange(start, start + 2 * length, 2).clamp_max(1499)])
     states = torch.randn(2 * len(waveforms), found.shape[1], D_MODEL)
     torch.manual_seed(5)
     both = matching(states, lengths.repeat(2), batch)
     expected = relative_error(matching.norm(states), found.repeat(2, 1, 1), lengths.repeat(2))
-    assert both.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert both.states.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert both.reading is None
     assert all(not parameter.requires_grad for parameter in matching.parameters())
 
 

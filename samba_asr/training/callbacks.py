@@ -24,6 +24,7 @@ COLUMNS = (
     "ctc",
     "decoder",
     "teacher",
+    "reading",
     "text",
     "consistency",
     "grad_norm",
@@ -37,9 +38,10 @@ COLUMNS = (
     "exported",
 )
 """Of metrics.csv. Losses are means over the steps since the row before that had them, and ``loss`` is all that was
-lowered: what the transcripts give, and by weight the distance from a teacher's states (``teacher``), the decoder's
-loss on text (``text``) and the divergence between two views (``consistency``). A cell without a value is empty. The
-last row has the scores of the exported weights, and a 1 under ``exported``."""
+lowered: what the transcripts give, and by weight the distance from a teacher's states (``teacher``) and from what its
+decoder expects (``reading``), the decoder's loss on text (``text``) and the divergence between two views
+(``consistency``). A cell without a value is empty. The last row has the scores of the exported weights, and a 1 under
+``exported``."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

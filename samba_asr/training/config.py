@@ -181,6 +181,11 @@ class EncoderTuningConfig:
     of all that is heard, sped up, noisy or synthetic, is the target instead of what teacher_run kept. For a GPU."""
     teacher_weight: float = 0.3
     """The error to the teacher's states times this is added to the loss."""
+    teacher_tokenizer: str | None = None
+    """tokenizer.json of the teacher: its decoder reads the transcripts along, and shall expect of the student's states
+    what it expects of its own encoder's; None: it does not."""
+    reading_weight: float = 1.0
+    """The divergence between the two, nats a token, times this is added to the loss."""
     chunk_share: float = 0.0
     """Share of the batches whose backward scans are limited to chunks, so that the encoder can stream."""
     chunk_states: tuple[int, int] = (16, 100)
@@ -199,6 +204,11 @@ class EncoderTuningConfig:
             self.teacher is None or self.teacher_run is not None,
             f"encoder.teacher ({self.teacher}) needs encoder.teacher_run, the distil.py run that learnt from it",
         )
+        require(
+            self.teacher_tokenizer is None or self.teacher is not None,
+            f"encoder.teacher_tokenizer ({self.teacher_tokenizer}) needs encoder.teacher, whose decoder shall read",
+        )
+        require(self.reading_weight > 0, f"encoder.reading_weight ({self.reading_weight}) must be positive")
         require(self.teacher_weight > 0, f"encoder.teacher_weight ({self.teacher_weight}) must be positive")
         require(self.frozen_steps >= 0, f"encoder.frozen_steps ({self.frozen_steps}) must not be negative")
         require(0 <= self.chunk_share <= 1, f"encoder.chunk_share ({self.chunk_share}) must be in [0, 1]")

@@ -17,6 +17,7 @@ _PANELS: Sequence[Panel] = (
             ("loss", "train"),
             ("ctc", "train, CTC"),
             ("decoder", "train, decoder"),
+            ("reading", "train, what the teacher's decoder expects"),
             ("text", "train, decoder on text"),
             ("consistency", "train, between views"),
             ("dev_loss", "dev"),

@@ -63,6 +63,8 @@ class StepLosses(NamedTuple):
     """Of the transcripts."""
     teacher: Tensor | None
     """Distance from the teacher's states, None without a teacher or while its blocks are frozen."""
+    reading: Tensor | None
+    """Divergence of what the teacher's decoder expects of the student's states, None where it does not read along."""
     text: Tensor | None
     """The decoder's loss on text without recordings, None without any."""
     consistency: Tensor | None
@@ -186,11 +188,12 @@ class TrainingModule(lightning.LightningModule):
         if views > 1:
             divergence = consistency_loss(self.model.ctc_log_probs(states, lengths, chunk), lengths)
             consistency = divergence / batch.token_lengths.sum().clamp_min(1)
-        teacher = None
+        distances = None
         (matching,) = self._matching
         if matching is not None and self.global_step >= encoder.frozen_steps:
-            teacher = matching(outputs[-1 - encoder.new_blocks], lengths, batch)
-        return StepLosses(recordings, teacher, self._text_loss(), consistency)
+            distances = matching(outputs[-1 - encoder.new_blocks], lengths, batch)
+        teacher, reading = (None, None) if distances is None else distances
+        return StepLosses(recordings, teacher, reading, self._text_loss(), consistency)
 
     def _decoder_learns(self) -> bool:
         return bool(self.global_step >= self.config.decoder_from_step)
@@ -212,6 +215,7 @@ class TrainingModule(lightning.LightningModule):
         losses = self.losses(batch)
         weights = {
             "teacher": self.config.encoder.teacher_weight,
+            "reading": self.config.encoder.reading_weight,
             "text": self.config.text.weight,
             "consistency": self.config.consistency_weight,
         }

@@ -45,9 +45,7 @@ from samba_asr.training.records import write_records
 from samba_asr.training.resume import check_folder, check_same_run, read_checkpoint
 from samba_asr.training.start import fitted, load_encoder, load_initial
 from samba_asr.training.text import TextBatches, read_sentences
-from samba_asr.training.whisper.matching import LiveMatching, Matching, StateMatching
-from samba_asr.training.whisper.network import build_teacher_encoder
-from samba_asr.training.whisper.weights import read_whisper_weights
+from samba_asr.training.whisper.teaching import build_matching
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +91,7 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
         load_encoder(model, config)
     if last is None and config.init_from is None and config.model.features.normalisation == "global":
         set_global_statistics(model, train_set, config.seed)
-    matching = _matching(config, train_set)
+    matching = build_matching(config, train_set, tokenizer)
     module = TrainingModule(config, model, tokenizer, dev_set.utterances, _text(config, tokenizer), matching)
     start = 0 if last is None else _load_weights(module, last)
     environment = describe_environment(command, trainer.strategy.root_device)
@@ -189,26 +187,6 @@ def spread(selection: Selection, count: int) -> Selection:
         return selection
     kept = [i * total // count for i in range(count)]
     return Selection([selection.utterances[i] for i in kept], [selection.tokens[i] for i in kept], selection.left_out)
-
-
-def _matching(config: TrainingConfig, train_set: Selection) -> Matching | None:
-    matching: Matching
-    if config.encoder.teacher_run is None:
-        return None
-    if config.encoder.teacher is not None:
-        teacher = build_teacher_encoder(read_whisper_weights(config.encoder.teacher))
-        longest = config.data.max_duration / min(config.data.speed_factors)
-        matching = LiveMatching(config.encoder.teacher_run, teacher, longest)
-    else:
-        matching = StateMatching(config.encoder.teacher_run, [utterance.audio for utterance in train_set.utterances])
-    if matching.means.shape[1] != config.model.d_model:
-        raise ValueError(
-            f"encoder.teacher_run: the teacher's d_model ({matching.means.shape[1]}) must be the model's "
-            f"({config.model.d_model})"
-        )
-    if isinstance(matching, StateMatching):
-        log.info("teacher: knows %d utterances", sum(place is not None for place in matching.places))
-    return matching
 
 
 def _text(config: TrainingConfig, tokenizer: Tokenizer) -> TextBatches | None:

@@ -1,13 +1,14 @@
 """The teacher's states as a regulariser: what distil.py taught is not forgotten while words are learnt.
 
 Two ways to have them: kept by distil.py (:class:`StateMatching`), of recordings as they are, or computed at each step
-(:class:`LiveMatching`), of whatever the student hears, which a GPU does in passing.
+(:class:`LiveMatching`), of whatever the student hears, which a GPU does in passing; its decoder may read along
+(:mod:`samba_asr.training.whisper.reading`).
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from samba_asr.ssm.padding import mask_padding, valid_mask
 from samba_asr.training.data import Batch, read_manifests
 from samba_asr.training.whisper.network import WINDOW_SECONDS, TeacherEncoder
+from samba_asr.training.whisper.reading import Reader
 from samba_asr.training.whisper.student import STRIDES, relative_error
 from samba_asr.training.whisper.targets import (
     DONE_FILE,
@@ -31,6 +33,24 @@ from samba_asr.training.whisper.targets import (
 )
 from samba_asr.training.whisper.transcribe import teacher_features
 from samba_asr.training.whisper.windows import STATE_SAMPLES, WINDOW_STATES, pack_in_order
+
+
+class Distances(NamedTuple):
+    """How far a student is from its teacher, scalars."""
+
+    states: Tensor
+    """Error of the states, as :func:`relative_error` has it."""
+    reading: Tensor | None
+    """Divergence of what the teacher's decoder expects, nats a token (:class:`Reader`); None where none reads."""
+
+
+class Taught(NamedTuple):
+    """What the teacher's encoder says, both (batch, states, d_model) float32."""
+
+    states: Tensor
+    """Without the mean of each place in its window; 0 after each one's end."""
+    means: Tensor | None
+    """That mean, None where it is not known."""
 
 
 class Matching(nn.Module):
@@ -52,6 +72,7 @@ class Matching(nn.Module):
         self.means: Tensor
         self.register_buffer("means", torch.from_numpy(np.load(self.run / TRAIN_FOLDER / MEANS_FILE)), persistent=False)
         self.norm = self._norm()
+        self.reader: Reader | None = None
 
     def _norm(self) -> nn.LayerNorm:
         try:
@@ -66,13 +87,12 @@ class Matching(nn.Module):
         """Return the utterances of a batch, by row, whose states the teacher tells; lengths: (batch,), states."""
         raise NotImplementedError
 
-    def targets(self, batch: Batch, rows: Sequence[int], lengths: Tensor) -> Tensor:
-        """Return what the teacher says of some rows of a batch, without the mean of each place in its window: (rows,
-        states, d_model) float32, 0 after each one's end. lengths: (rows,) int64, states."""
+    def targets(self, batch: Batch, rows: Sequence[int], lengths: Tensor) -> Taught:
+        """Return what the teacher says of some rows of a batch; lengths: (rows,) int64, states."""
         raise NotImplementedError
 
-    def forward(self, states: Tensor, lengths: Tensor, batch: Batch) -> Tensor | None:
-        """Return the error, a scalar as :func:`relative_error` has it; None where no utterance is known.
+    def forward(self, states: Tensor, lengths: Tensor, batch: Batch) -> Distances | None:
+        """Return how far states are from the teacher's; None where no utterance is known.
 
         states: (views * batch, states, d_model), the output of the last distilled block, one view of all the batch's
         utterances after the other; lengths: (views * batch,) int64, the same in each view.
@@ -82,10 +102,17 @@ class Matching(nn.Module):
         rows = list(self.known(batch, lengths))
         if not rows:
             return None
+        lengths = lengths[rows]
         with torch.no_grad():
-            targets = self.targets(batch, rows, lengths[rows]).repeat(views, 1, 1)
+            taught = self.targets(batch, rows, lengths)
+        targets = taught.states.repeat(views, 1, 1)
         said: Tensor = self.norm(states.unflatten(0, (views, count))[:, rows, : targets.shape[1]].flatten(0, 1).float())
-        return relative_error(said, targets, lengths[rows].repeat(views))
+        reading = None
+        if self.reader is not None and taught.means is not None:
+            texts = [self.reader.read(batch.tokens[row, : batch.token_lengths[row]].tolist()) for row in rows]
+            placed = said + taught.means.repeat(views, 1, 1)
+            reading = self.reader(placed, taught.states + taught.means, lengths, texts)
+        return Distances(relative_error(said, targets, lengths.repeat(views)), reading)
 
 
 class StateMatching(Matching):
@@ -125,7 +152,7 @@ class StateMatching(Matching):
         each = zip(batch.places.tolist(), batch.token_lengths.tolist(), lengths.tolist(), strict=True)
         return [row for row, (place, tokens, states) in enumerate(each) if self.places[place] and tokens and states]
 
-    def targets(self, batch: Batch, rows: Sequence[int], lengths: Tensor) -> Tensor:
+    def targets(self, batch: Batch, rows: Sequence[int], lengths: Tensor) -> Taught:
         """As :meth:`Matching.targets`."""
         targets = torch.zeros(len(rows), int(lengths.max()), self.means.shape[1])
         means = self.means.cpu()
@@ -136,7 +163,7 @@ class StateMatching(Matching):
             said = torch.from_numpy(self._states[window, start : end : self.stride].astype(np.float32))
             said = said - means[start : end : self.stride]
             row[:length] = F.interpolate(said.T[None], length, mode="linear", align_corners=True)[0].T
-        return targets.to(lengths.device)
+        return Taught(targets.to(lengths.device), None)
 
 
 class LiveMatching(Matching):
@@ -145,11 +172,12 @@ class LiveMatching(Matching):
     Utterances share its windows of 30 s, as in distil.py. Precision is autocast's.
 
     run: folder of distil.py, whose norm, means and rate of states hold; teacher: its teacher's encoder; longest:
-    seconds of the longest recording that may come. Raises FileNotFoundError where the folder lacks something, and
+    seconds of the longest recording that may come; reader: the teacher's decoder, if it shall read along. Raises
+    FileNotFoundError where the folder lacks something, and
     ValueError for a teacher of another width or recordings of more than 30 s.
     """
 
-    def __init__(self, run: str | Path, teacher: TeacherEncoder, longest: float) -> None:
+    def __init__(self, run: str | Path, teacher: TeacherEncoder, longest: float, reader: Reader | None = None) -> None:
         super().__init__(run, [Path(run) / TRAIN_FOLDER / MEANS_FILE])
         width = teacher.ln_post.normalized_shape[0]
         if width != self.means.shape[1]:
@@ -161,12 +189,13 @@ class LiveMatching(Matching):
             )
         self.teacher = teacher.requires_grad_(False)
         self.features = teacher_features(teacher)
+        self.reader = reader
 
     def known(self, batch: Batch, lengths: Tensor) -> Sequence[int]:
         """As :meth:`Matching.known`."""
         return [row for row, states in enumerate(lengths.tolist()) if states]
 
-    def targets(self, batch: Batch, rows: Sequence[int], lengths: Tensor) -> Tensor:
+    def targets(self, batch: Batch, rows: Sequence[int], lengths: Tensor) -> Taught:
         """As :meth:`Matching.targets`."""
         waveforms, samples = batch.waveforms[rows], batch.waveform_lengths[rows]
         places = pack_in_order([-(-count // STATE_SAMPLES) for count in samples.tolist()])
@@ -174,8 +203,8 @@ class LiveMatching(Matching):
         states = self._states(waveforms, samples, WINDOW_STATES * windows + starts, int(windows[-1]) + 1)
         steps = self.stride * torch.arange(int(lengths.max()), device=samples.device)
         within = (starts[:, None] + steps).clamp_max(WINDOW_STATES - 1)
-        said = states[windows[:, None], within] - self.means[within]
-        return mask_padding(said, lengths)
+        means = self.means[within]
+        return Taught(mask_padding(states[windows[:, None], within] - means, lengths), means)
 
     def _states(self, waveforms: Tensor, samples: Tensor, starts: Tensor, count: int) -> Tensor:
         """starts: (batch,), in states from the first window's begin. Returns (windows, 1500, d_model) float32."""

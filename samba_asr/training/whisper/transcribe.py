@@ -72,10 +72,7 @@ def transcribe_states(
 
 def _forbidden(vocabulary: WhisperVocabulary, vocab_size: int) -> Tensor:
     """True for each id (vocab_size,) that is never written: marks other than the end, times, signs."""
-    if max(vocabulary.prompt) >= vocab_size:
-        raise ValueError(
-            f"the vocabulary (ids up to {max(vocabulary.prompt)}) is not the teacher's, which has {vocab_size} ids"
-        )
+    vocabulary.check_size(vocab_size)
     forbidden = torch.arange(vocab_size) > vocabulary.end_id
     forbidden[vocabulary.symbol_ids] = True
     return forbidden

@@ -69,6 +69,13 @@ class WhisperVocabulary:
                     ids.add(tokens[0])
         return sorted(ids)
 
+    def check_size(self, vocab_size: int) -> None:
+        """Raise ValueError where a model of so many ids has not these marks: it is another one's vocabulary."""
+        if max(self.prompt) >= vocab_size:
+            raise ValueError(
+                f"the vocabulary (ids up to {max(self.prompt)}) is not the teacher's, which has {vocab_size} ids"
+            )
+
     def _mark(self, name: str) -> int:
         found: int | None = self._tokenizer.token_to_id(name)
         if found is None:

@@ -1,0 +1,88 @@
+"""The teacher's decoder reads transcripts and hears the student's states: what it expects next shall be what it expects
+when it hears its own encoder.
+
+The error of the states counts everything that the teacher's encoder says, a good part of which is where in its window
+it stands: of one recording at two places its states differ as much as those of a good student do from it. A decoder
+knows what matters. Its gradient goes through it to the encoder, whose part in the transcripts this is, not the words:
+soft targets are not learnt by heart.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from samba_asr.ssm.padding import valid_mask
+from samba_asr.text.tokenizer import UNK_ID, Tokenizer
+from samba_asr.training.whisper.network import TeacherDecoder
+
+if TYPE_CHECKING:  # it needs the extra distil, which other training does not
+    from samba_asr.training.whisper.vocabulary import WhisperVocabulary
+
+_TOKENS_AT_ONCE = 2048
+"""Whose scores of all of Whisper's ids are in memory together: 0.4 GB in float32."""
+
+
+class Reader(nn.Module):
+    """A Whisper decoder, frozen, that reads a student's transcripts in its own tokens.
+
+    Raises ValueError where the vocabulary is another model's.
+    """
+
+    def __init__(self, decoder: TeacherDecoder, vocabulary: "WhisperVocabulary", tokenizer: Tokenizer) -> None:
+        super().__init__()
+        vocabulary.check_size(decoder.token_embedding.num_embeddings)
+        self.decoder = decoder.requires_grad_(False)
+        self.vocabulary, self.tokenizer = vocabulary, tokenizer
+
+    def read(self, tokens: Sequence[int]) -> list[int]:
+        """Return the teacher's ids of a text, prompt and end left out; none where nobody speaks, where the student's
+        tokens have lost a character, or where the text is longer than what the teacher has positions for."""
+        if UNK_ID in tokens:
+            return []
+        text = self.tokenizer.decode(tokens)
+        ids = self.vocabulary.encode(f" {text}") if text else []
+        room = len(self.decoder.positional_embedding) - len(self.vocabulary.prompt)
+        return ids if len(ids) <= room else []
+
+    def forward(self, said: Tensor, taught: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Tensor | None:
+        """Return the Kullback-Leibler divergence of what is expected of said from what is expected of taught, nats a
+        token, a scalar; None where there is no text.
+
+        said: (views * batch, states, d_model) of the student, one view of the batch after the other; taught: (batch,
+        states, d_model) of the teacher; both as the decoder wants them, with the means of their places; lengths:
+        (batch,) int64; texts: from :meth:`read`, a batch.
+        """
+        rows = [row for row, text in enumerate(texts) if text and lengths[row]]
+        if not rows:
+            return None
+        texts, lengths = [texts[row] for row in rows], lengths[rows]
+        with torch.no_grad():
+            wanted = self._expected(taught[rows], lengths, texts)
+        views = said.unflatten(0, (-1, len(taught)))[:, rows]
+        return torch.stack([self._divergence(self._expected(view, lengths, texts), wanted) for view in views]).mean()
+
+    def _expected(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Return what the decoder's output matrix is given at each text's tokens and end, (tokens, d_model)."""
+        prompt, device = self.vocabulary.prompt, states.device
+        longest = max(map(len, texts))
+        ids = torch.tensor([[*prompt, *text, *[0] * (longest - len(text))] for text in texts], device=device)
+        heard = valid_mask(lengths, states.shape[1])[:, None].expand(-1, ids.shape[1], -1)
+        outputs = self.decoder.hear(self.decoder.token_embedding(ids), states, heard)
+        own = valid_mask(torch.tensor([len(text) + 1 for text in texts], device=device), longest + 1)
+        expected: Tensor = self.decoder.ln(outputs[-1])[:, len(prompt) - 1 :][own]
+        return expected
+
+    def _divergence(self, said: Tensor, wanted: Tensor) -> Tensor:
+        parts = zip(said.split(_TOKENS_AT_ONCE), wanted.split(_TOKENS_AT_ONCE), strict=True)
+        sums = [checkpoint(self._summed, *part, use_reentrant=False) for part in parts]
+        return torch.stack(sums).sum() / len(said)
+
+    def _summed(self, said: Tensor, wanted: Tensor) -> Tensor:
+        ours, theirs = (
+            F.linear(x, self.decoder.token_embedding.weight).float().log_softmax(-1) for x in (said, wanted)
+        )
+        return F.kl_div(ours, theirs, log_target=True, reduction="sum")

@@ -1,0 +1,52 @@
+"""The teacher that a run's settings name, beside its transcripts."""
+
+import logging
+
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training.config import TrainingConfig
+from samba_asr.training.data import Selection
+from samba_asr.training.whisper.matching import LiveMatching, Matching, StateMatching
+from samba_asr.training.whisper.network import TeacherEncoder, build_teacher, build_teacher_encoder
+from samba_asr.training.whisper.reading import Reader
+from samba_asr.training.whisper.weights import read_whisper_weights
+
+log = logging.getLogger(__name__)
+
+
+def build_matching(config: TrainingConfig, train_set: Selection, tokenizer: Tokenizer) -> Matching | None:
+    """Return what tells how far the student is from its teacher, None for a run without one.
+
+    Raises FileNotFoundError or ValueError for files that are missing or no use, or a teacher of another width.
+    """
+    matching: Matching
+    if config.encoder.teacher_run is None:
+        return None
+    if config.encoder.teacher is not None:
+        longest = config.data.max_duration / min(config.data.speed_factors)
+        encoder, reader = _listener(config.encoder.teacher, config.encoder.teacher_tokenizer, tokenizer)
+        matching = LiveMatching(config.encoder.teacher_run, encoder, longest, reader)
+    else:
+        matching = StateMatching(config.encoder.teacher_run, [utterance.audio for utterance in train_set.utterances])
+    if matching.means.shape[1] != config.model.d_model:
+        raise ValueError(
+            f"encoder.teacher_run: the teacher's d_model ({matching.means.shape[1]}) must be the model's "
+            f"({config.model.d_model})"
+        )
+    if isinstance(matching, StateMatching):
+        log.info("teacher: knows %d utterances", sum(place is not None for place in matching.places))
+    return matching
+
+
+def _listener(path: str, its_tokenizer: str | None, tokenizer: Tokenizer) -> tuple[TeacherEncoder, Reader | None]:
+    """Return a teacher's encoder, all that its file must hold unless its decoder reads along, and that decoder."""
+    weights = read_whisper_weights(path)
+    if its_tokenizer is None:
+        return build_teacher_encoder(weights), None
+    try:
+        from samba_asr.training.whisper.vocabulary import WhisperVocabulary
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"encoder.teacher_tokenizer needs more packages ({error}): pip install -e '.[train,distil]'"
+        ) from error
+    teacher = build_teacher(weights)
+    return teacher.encoder, Reader(teacher.decoder, WhisperVocabulary.load(its_tokenizer), tokenizer)

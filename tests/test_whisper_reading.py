@@ -1,0 +1,218 @@
+"""The teacher's decoder reads along: what it expects of the student's states, and of its own encoder's."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+from distil_cases import D_MODEL, N_LAYERS, N_TOKENS, close, teacher_weights, utterances
+from test_whisper_matching import batch_of, clip_waveforms, run  # noqa: F401  # a fixture
+from test_whisper_tokens import MERGES
+from test_whisper_vocabulary import write_vocabulary
+from whisper_cases import write_openai
+
+from samba_asr.config import DecoderConfig
+from samba_asr.text.normalization import normalize_for_training
+from samba_asr.text.tokenizer import UNK_ID, Tokenizer
+from samba_asr.training.callbacks import read_metrics
+from samba_asr.training.config import DataConfig, EncoderTuningConfig, OptimiserConfig, TrainingConfig
+from samba_asr.training.data import Example, collate
+from samba_asr.training.manifest import write_manifest
+from samba_asr.training.run import train
+from samba_asr.training.whisper import reading as module
+from samba_asr.training.whisper.matching import LiveMatching
+from samba_asr.training.whisper.network import build_teacher
+from samba_asr.training.whisper.reading import Reader
+from samba_asr.training.whisper.vocabulary import WhisperVocabulary
+
+VOCAB_SIZE = 300
+
+
+@pytest.fixture(scope="module")
+def folder(clips, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reading")
+    write_vocabulary(folder / "tokenizer.json", merges=MERGES)
+    Tokenizer.train([normalize_for_training(text) for _, text in clips], 48).save(folder / "tokenizer.model")
+    write_openai(folder / "teacher.pt", teacher_weights(VOCAB_SIZE=VOCAB_SIZE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return build_teacher(teacher_weights(VOCAB_SIZE=VOCAB_SIZE))
+
+
+@pytest.fixture(scope="module")
+def reader(folder, teacher):
+    vocabulary = WhisperVocabulary.load(folder / "tokenizer.json")
+    return Reader(teacher.decoder, vocabulary, Tokenizer.load(folder / "tokenizer.model"))
+
+
+def expected(teacher, reader, states, text):
+    """What the teacher's decoder itself says after each token of one text, log-probabilities in float64."""
+    prompt = reader.vocabulary.prompt
+    ids = torch.tensor([[*prompt, *text]])
+    logits, _ = teacher.decoder(ids, teacher.decoder.read_memory(states[None]))
+    return logits[0, len(prompt) - 1 :].double().log_softmax(-1)
+
+
+def divergence(teacher, reader, said, taught, text):
+    """Summed over a text and its end."""
+    ours, theirs = (expected(teacher, reader, states, text) for states in (said, taught))
+    return (theirs.exp() * (theirs - ours)).sum().item()
+
+
+@pytest.mark.parametrize("at_once", [4, 2048])
+def test_the_divergence_is_that_of_each_text_alone(reader, teacher, monkeypatch, at_once):
+    """A text that cannot be read and an utterance without states count nothing; two views are averaged."""
+    monkeypatch.setattr(module, "_TOKENS_AT_ONCE", at_once)
+    texts = [reader.vocabulary.encode(" the king"), [], reader.vocabulary.encode(" a ring of the inn"), [7, 8]]
+    lengths = torch.tensor([9, 4, 14, 0])
+    torch.manual_seed(0)
+    said, taught = torch.randn(8, 14, D_MODEL, requires_grad=True), torch.randn(4, 14, D_MODEL)
+    found = reader(said, taught, lengths, texts)
+    rows = [(view, row) for view in (0, 4) for row in (0, 2)]
+    sums = [
+        divergence(teacher, reader, said[view + row, : lengths[row]], taught[row, : lengths[row]], texts[row])
+        for view, row in rows
+    ]
+    tokens = sum(len(texts[row]) + 1 for _, row in rows)
+    assert found.item() == pytest.approx(sum(sums) / tokens, rel=1e-4)
+    assert found > 0.1
+    found.backward()
+    for row, length in enumerate([9, 0, 14, 0] * 2):
+        assert bool(said.grad[row, :length].any()) == bool(length)
+        assert not said.grad[row, length:].any()
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in reader.parameters())
+
+
+def test_the_gradient_leads_to_the_teacher_s_states(reader):
+    """It is 0 there, and from elsewhere the divergence falls."""
+    text = [reader.vocabulary.encode(" the king of the ring")]
+    lengths = torch.tensor([12])
+    torch.manual_seed(1)
+    taught = torch.randn(1, 12, D_MODEL)
+    assert reader(taught, taught, lengths, text).item() == pytest.approx(0.0, abs=1e-6)
+    said = (taught + 0.3 * torch.randn_like(taught)).requires_grad_()
+    optimiser = torch.optim.Adam([said], lr=1e-2)
+    divergences = []
+    for _ in range(30):
+        optimiser.zero_grad()
+        loss = reader(said, taught, lengths, text)
+        loss.backward()
+        optimiser.step()
+        divergences.append(loss.item())
+    assert divergences[-1] < 0.2 * divergences[0]
+
+
+def test_texts_are_read_in_the_teacher_s_tokens(reader, folder):
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    tokens = tokenizer.encode("the king")
+    assert reader.read(tokens) == reader.vocabulary.encode(" the king")
+    assert reader.read([]) == []
+    assert reader.read([*tokens, UNK_ID]) == []
+    one = tokenizer.encode("a")
+    longest = N_TOKENS - len(reader.vocabulary.prompt)
+    assert reader.vocabulary.encode(" a a") == 2 * reader.vocabulary.encode(" a")
+    assert len(reader.read(one * longest)) == longest
+    assert reader.read(one * (longest + 1)) == []
+    assert reader(torch.zeros(1, 3, D_MODEL), torch.zeros(1, 3, D_MODEL), torch.tensor([3]), [[]]) is None
+
+
+def test_listening_along_it_reads_what_both_say(run, clips, reader, teacher):  # noqa: F811
+    """The student's states under the run's norm and the teacher's, both with the means of their places."""
+    out, *_ = run
+    matching = LiveMatching(out, teacher.encoder, 20.0, reader)
+    waveforms = clip_waveforms(clips)
+    tokens = [reader.tokenizer.encode(normalize_for_training(text)) for _, text in clips]
+    batch = collate([Example(i, w, t) for i, (w, t) in enumerate(zip(waveforms, tokens, strict=True))])
+    lengths = torch.tensor([-(-len(waveform) // 640) for waveform in waveforms])
+    states = torch.randn(len(waveforms), int(lengths.max()), D_MODEL)
+    torch.manual_seed(5)
+    found = matching(states, lengths, batch)
+    torch.manual_seed(5)
+    taught = matching.targets(batch, list(range(len(waveforms))), lengths)
+    texts = [reader.vocabulary.encode(f" {normalize_for_training(text)}") for _, text in clips]
+    sums = [
+        divergence(
+            teacher,
+            reader,
+            (matching.norm(states[row]) + taught.means[row])[: lengths[row]],
+            (taught.states[row] + taught.means[row])[: lengths[row]],
+            texts[row],
+        )
+        for row in range(len(texts))
+    ]
+    assert found.reading.item() == pytest.approx(sum(sums) / sum(len(text) + 1 for text in texts), rel=1e-3)
+    unspoken = batch_of(range(len(waveforms)), waveforms, [0] * len(waveforms))
+    torch.manual_seed(5)
+    silent = matching(states, lengths, unspoken)
+    assert silent.reading is None
+    close(silent.states, found.states)
+
+
+def test_training_lowers_what_the_decoder_expects(run, clips, folder, tmp_path):  # noqa: F811
+    out, _, config = run
+    write_manifest(tmp_path / "clips.jsonl", utterances(clips))
+    manifest = str(tmp_path / "clips.jsonl")
+    data = DataConfig(manifest, manifest, str(folder / "tokenizer.model"), 40.0, num_workers=0, dev_utterances=1)
+    tuning = EncoderTuningConfig(
+        weights=str(out / "encoder.safetensors"),
+        teacher_run=str(out),
+        teacher=str(folder / "teacher.pt"),
+        teacher_tokenizer=str(folder / "tokenizer.json"),
+        teacher_weight=0.5,
+        reading_weight=3.0,
+    )
+    decoder = DecoderConfig(n_layers=1, d_ff=32, mixer=config.encoder.mixer)
+    settings = TrainingConfig(
+        data=dataclasses.replace(data, speed_factors=[1.0]),
+        model=dataclasses.replace(
+            config, encoder=dataclasses.replace(config.encoder, n_layers=N_LAYERS), decoder=decoder
+        ),
+        encoder=tuning,
+        optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=2),
+        ctc_weight=1.0,
+        max_steps=16,
+        average_last=1,
+        accelerator="cpu",
+    )
+    train(settings, tmp_path / "run")
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if "loss" in row]
+    for row in rows:
+        assert row["loss"] == pytest.approx(row["ctc"] + 0.5 * row["teacher"] + 3.0 * row["reading"], rel=1e-4)
+    assert rows[-1]["reading"] < rows[0]["reading"]
+
+
+def test_decoders_that_cannot_read_along(run, clips, folder, tmp_path, monkeypatch):  # noqa: F811
+    out, _, config = run
+    with pytest.raises(ValueError, match=r"encoder\.teacher_tokenizer \(t\.json\) needs encoder\.teacher, whose"):
+        EncoderTuningConfig(teacher_run="run", teacher_tokenizer="t.json")
+    with pytest.raises(ValueError, match=r"encoder\.reading_weight \(0\.0\) must be positive"):
+        EncoderTuningConfig(reading_weight=0.0)
+    small = build_teacher(teacher_weights(VOCAB_SIZE=200))
+    vocabulary = WhisperVocabulary.load(folder / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"the vocabulary .* is not the teacher's, which has 200 ids"):
+        Reader(small.decoder, vocabulary, Tokenizer.load(folder / "tokenizer.model"))
+    write_manifest(tmp_path / "clips.jsonl", utterances(clips))
+    manifest = str(tmp_path / "clips.jsonl")
+    along = EncoderTuningConfig(
+        teacher_run=str(out), teacher=str(folder / "teacher.pt"), teacher_tokenizer=str(folder / "tokenizer.json")
+    )
+    settings = TrainingConfig(
+        data=DataConfig(manifest, manifest, str(folder / "tokenizer.model"), num_workers=0),
+        model=config,
+        encoder=along,
+        accelerator="cpu",
+    )
+    absent = dataclasses.replace(along, teacher_tokenizer=str(tmp_path / "none.json"))
+    with pytest.raises(FileNotFoundError, match=r"none\.json does not exist; name the tokenizer\.json of a Whisper"):
+        train(dataclasses.replace(settings, encoder=absent), tmp_path / "absent")
+    alone = {name: value for name, value in teacher_weights().items() if name.startswith("encoder.")}
+    torch.save({"dims": {}, "model_state_dict": alone}, tmp_path / "encoder.pt")
+    half = dataclasses.replace(along, teacher=str(tmp_path / "encoder.pt"))
+    with pytest.raises(ValueError, match=r"not the weights of a whole Whisper model"):
+        train(dataclasses.replace(settings, encoder=half), tmp_path / "half")
+    monkeypatch.setitem(sys.modules, "samba_asr.training.whisper.vocabulary", None)
+    with pytest.raises(ValueError, match=r"encoder\.teacher_tokenizer needs more packages .*'\.\[train,distil\]'"):
+        train(settings, tmp_path / "without")
