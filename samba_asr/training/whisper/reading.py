@@ -56,7 +56,7 @@ class Reader(nn.Module):
         states, d_model) of the teacher; both as the decoder wants them, with the means of their places; lengths:
         (batch,) int64; texts: from :meth:`read`, a batch.
         """
-        rows = [row for row, text in enumerate(texts) if text and lengths[row]]
+        rows = [row for row, (text, states) in enumerate(zip(texts, lengths.tolist(), strict=True)) if text and states]
         if not rows:
             return None
         texts, lengths = [texts[row] for row in rows], lengths[rows]
