@@ -236,7 +236,8 @@ def test_decoders_that_cannot_read_along(run, clips, folder, tmp_path, monkeypat
     alone = {name: value for name, value in teacher_weights().items() if name.startswith("encoder.")}
     torch.save({"dims": {}, "model_state_dict": alone}, tmp_path / "encoder.pt")
     half = dataclasses.replace(along, teacher=str(tmp_path / "encoder.pt"))
-    with pytest.raises(ValueError, match=r"not the weights of a whole Whisper model"):
+    told = r"encoder\.teacher \(.*encoder\.pt\) cannot read with .*: these are not the weights of a whole Whisper model"
+    with pytest.raises(ValueError, match=told):
         train(dataclasses.replace(settings, encoder=half), tmp_path / "half")
     monkeypatch.setitem(sys.modules, "samba_asr.training.whisper.vocabulary", None)
     with pytest.raises(ValueError, match=r"encoder\.teacher_tokenizer needs more packages .*'\.\[train,distil\]'"):
