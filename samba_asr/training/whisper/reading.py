@@ -2,9 +2,8 @@
 when it hears its own encoder.
 
 The error of the states counts everything that the teacher's encoder says, a good part of which is where in its window
-it stands: of one recording at two places its states differ as much as those of a good student do from it. A decoder
-knows what matters. Its gradient goes through it to the encoder, whose part in the transcripts this is, not the words:
-soft targets are not learnt by heart.
+it stands: of one recording at two places its states differ nearly as much as those of a good student do from it. A
+decoder knows what matters, and through it the gradient comes to the student's encoder.
 """
 
 from collections.abc import Sequence
