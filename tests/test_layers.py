@@ -212,6 +212,11 @@ def test_transcribing_a_file_loads_nothing_heavy(quilter, tmp_path):
     assert loaded_modules(code, quilter, "--model", tmp_path) == []
 
 
+def test_training_imports_nothing_of_the_extra_distil():
+    """With it blocked: some package that training imports may load it where it is installed."""
+    loaded_modules("import sys\nsys.modules['tokenizers'] = None\nimport samba_asr.training.run")
+
+
 def test_heavy_modules_would_be_seen():
     assert loaded_modules("import jiwer") == ["jiwer"]
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from distil_cases import D_MODEL, N_LAYERS, N_TOKENS, close, teacher_weights, utterances
 from test_whisper_matching import batch_of, clip_waveforms, run  # noqa: F401  # a fixture
 from test_whisper_tokens import MERGES
@@ -14,10 +15,11 @@ from whisper_cases import write_openai
 from samba_asr.config import DecoderConfig
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import UNK_ID, Tokenizer
-from samba_asr.training.callbacks import read_metrics
+from samba_asr.training.callbacks import list_checkpoints, read_metrics
 from samba_asr.training.config import DataConfig, EncoderTuningConfig, OptimiserConfig, TrainingConfig
 from samba_asr.training.data import Example, collate
 from samba_asr.training.manifest import write_manifest
+from samba_asr.training.resume import read_checkpoint
 from samba_asr.training.run import train
 from samba_asr.training.whisper import reading as module
 from samba_asr.training.whisper.matching import LiveMatching
@@ -45,7 +47,7 @@ def teacher():
 @pytest.fixture(scope="module")
 def reader(folder, teacher):
     vocabulary = WhisperVocabulary.load(folder / "tokenizer.json")
-    return Reader(teacher.decoder, vocabulary, Tokenizer.load(folder / "tokenizer.model"))
+    return Reader(teacher.decoder.requires_grad_(), vocabulary, Tokenizer.load(folder / "tokenizer.model"))
 
 
 def expected(teacher, reader, states, text):
@@ -105,6 +107,21 @@ def test_the_gradient_leads_to_the_teacher_s_states(reader):
     assert divergences[-1] < 0.2 * divergences[0]
 
 
+def test_in_half_precision_sums_are_float32(reader):
+    texts = [reader.vocabulary.encode(" the king of the ring")]
+    lengths = torch.tensor([12])
+    torch.manual_seed(2)
+    said, taught = torch.randn(1, 12, D_MODEL, requires_grad=True), torch.randn(1, 12, D_MODEL)
+    whole = reader(said, taught, lengths, texts)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = reader(said, taught, lengths, texts)
+        (gradient,) = torch.autograd.grad(half, said)
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(whole.item(), rel=0.02)
+    (expected_gradient,) = torch.autograd.grad(whole, said)
+    assert F.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), 0) > 0.99
+
+
 def test_texts_are_read_in_the_teacher_s_tokens(reader, folder):
     tokenizer = Tokenizer.load(folder / "tokenizer.model")
     tokens = tokenizer.encode("the king")
@@ -120,33 +137,39 @@ def test_texts_are_read_in_the_teacher_s_tokens(reader, folder):
 
 
 def test_listening_along_it_reads_what_both_say(run, clips, reader, teacher):  # noqa: F811
-    """The student's states under the run's norm and the teacher's, both with the means of their places."""
+    """The student's states under the run's norm, in two views, and the teacher's, with the means of their places;
+    nothing of the first utterance, which has no states, and of the second, given up for noise."""
     out, *_ = run
     matching = LiveMatching(out, teacher.encoder, 20.0, reader)
-    waveforms = clip_waveforms(clips)
-    tokens = [reader.tokenizer.encode(normalize_for_training(text)) for _, text in clips]
+    waveforms, said = clip_waveforms(clips), [normalize_for_training(text) for _, text in clips]
+    count, tokens = len(clips), [reader.tokenizer.encode(text) for text in said]
+    tokens[1] = []
     batch = collate([Example(i, w, t) for i, (w, t) in enumerate(zip(waveforms, tokens, strict=True))])
-    lengths = torch.tensor([-(-len(waveform) // 640) for waveform in waveforms])
-    states = torch.randn(len(waveforms), int(lengths.max()), D_MODEL)
+    lengths = torch.tensor([0, *(-(-len(waveform) // 640) for waveform in waveforms[1:])])
+    states = torch.randn(2 * count, int(lengths.max()), D_MODEL, requires_grad=True)
     torch.manual_seed(5)
-    found = matching(states, lengths, batch)
+    found = matching(states, lengths.repeat(2), batch)
     torch.manual_seed(5)
-    taught = matching.targets(batch, list(range(len(waveforms))), lengths)
-    texts = [reader.vocabulary.encode(f" {normalize_for_training(text)}") for _, text in clips]
+    taught = matching.targets(batch, range(1, count), lengths[1:])
+    texts = [reader.vocabulary.encode(f" {text}") for text in said]
     sums = [
         divergence(
             teacher,
             reader,
-            (matching.norm(states[row]) + taught.means[row])[: lengths[row]],
-            (taught.states[row] + taught.means[row])[: lengths[row]],
+            (matching.norm(states[view + row]) + taught.means[row - 1])[: lengths[row]],
+            (taught.states[row - 1] + taught.means[row - 1])[: lengths[row]],
             texts[row],
         )
-        for row in range(len(texts))
+        for view in (0, count)
+        for row in range(2, count)
     ]
-    assert found.reading.item() == pytest.approx(sum(sums) / sum(len(text) + 1 for text in texts), rel=1e-3)
-    unspoken = batch_of(range(len(waveforms)), waveforms, [0] * len(waveforms))
+    n_tokens = sum(len(text) + 1 for text in texts[2:])
+    assert found.reading.item() == pytest.approx(sum(sums) / 2 / n_tokens, rel=1e-3)
+    (gradient,) = torch.autograd.grad(found.reading, states)
+    assert [bool(row.any()) for row in gradient] == 2 * [False, False, *[True] * (count - 2)]
+    unspoken = batch_of(range(count), waveforms, [0] * count)
     torch.manual_seed(5)
-    silent = matching(states, lengths, unspoken)
+    silent = matching(states, lengths.repeat(2), unspoken)
     assert silent.reading is None
     close(silent.states, found.states)
 
@@ -182,6 +205,8 @@ def test_training_lowers_what_the_decoder_expects(run, clips, folder, tmp_path):
     for row in rows:
         assert row["loss"] == pytest.approx(row["ctc"] + 0.5 * row["teacher"] + 3.0 * row["reading"], rel=1e-4)
     assert rows[-1]["reading"] < rows[0]["reading"]
+    state = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])["state_dict"]
+    assert all(name.startswith("model.") for name in state)  # nothing of the teacher
 
 
 def test_decoders_that_cannot_read_along(run, clips, folder, tmp_path, monkeypatch):  # noqa: F811
@@ -211,7 +236,8 @@ def test_decoders_that_cannot_read_along(run, clips, folder, tmp_path, monkeypat
     alone = {name: value for name, value in teacher_weights().items() if name.startswith("encoder.")}
     torch.save({"dims": {}, "model_state_dict": alone}, tmp_path / "encoder.pt")
     half = dataclasses.replace(along, teacher=str(tmp_path / "encoder.pt"))
-    with pytest.raises(ValueError, match=r"not the weights of a whole Whisper model"):
+    told = r"encoder\.teacher \(.*encoder\.pt\) cannot read with .*: these are not the weights of a whole Whisper model"
+    with pytest.raises(ValueError, match=told):
         train(dataclasses.replace(settings, encoder=half), tmp_path / "half")
     monkeypatch.setitem(sys.modules, "samba_asr.training.whisper.vocabulary", None)
     with pytest.raises(ValueError, match=r"encoder\.teacher_tokenizer needs more packages .*'\.\[train,distil\]'"):

@@ -67,6 +67,21 @@ def test_prompts(tmp_path):
     assert english.prompt == (ids["<|startoftranscript|>"], ids["<|notimestamps|>"]) and english.end_id == 50256
 
 
+def test_vocabularies_of_other_models(tmp_path):
+    """English-only models have 51,864 ids, multilingual ones 51,865 or 51,866, whose marks lie one further."""
+    write_vocabulary(tmp_path / "english.json", end_id=50256)
+    write_vocabulary(tmp_path / "multilingual.json", end_id=50257)
+    english, multilingual = (WhisperVocabulary.load(tmp_path / f"{n}.json") for n in ("english", "multilingual"))
+    english.check_size(51_864)
+    for size in (51_865, 51_866):
+        multilingual.check_size(size)
+        with pytest.raises(ValueError, match=rf"the vocabulary .* is not the teacher's, which has {size} ids"):
+            english.check_size(size)
+    for vocabulary, size in ((multilingual, 51_864), (multilingual, 260)):
+        with pytest.raises(ValueError, match=rf"the vocabulary .* is not the teacher's, which has {size} ids"):
+            vocabulary.check_size(size)
+
+
 def test_what_is_never_written(vocabulary):
     signs = {vocabulary.encode(sign)[0] for sign in "()[]{}\"#<>_-'"}
     assert signs - set(vocabulary.encode("-'")) <= set(vocabulary.symbol_ids)

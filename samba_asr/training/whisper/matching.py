@@ -109,7 +109,8 @@ class Matching(nn.Module):
         said: Tensor = self.norm(states.unflatten(0, (views, count))[:, rows, : targets.shape[1]].flatten(0, 1).float())
         reading = None
         if self.reader is not None and taught.means is not None:
-            texts = [self.reader.read(batch.tokens[row, : batch.token_lengths[row]].tolist()) for row in rows]
+            tokens, counts = batch.tokens.tolist(), batch.token_lengths.tolist()  # a row at a time a GPU waits for each
+            texts = [self.reader.read(tokens[row][: counts[row]]) for row in rows]
             placed = said + taught.means.repeat(views, 1, 1)
             reading = self.reader(placed, taught.states + taught.means, lengths, texts)
         return Distances(relative_error(said, targets, lengths.repeat(views)), reading)
@@ -173,8 +174,8 @@ class LiveMatching(Matching):
 
     run: folder of distil.py, whose norm, means and rate of states hold; teacher: its teacher's encoder; longest:
     seconds of the longest recording that may come; reader: the teacher's decoder, if it shall read along. Raises
-    FileNotFoundError where the folder lacks something, and
-    ValueError for a teacher of another width or recordings of more than 30 s.
+    FileNotFoundError where the folder lacks something, and ValueError for a teacher of another width or recordings of
+    more than 30 s.
     """
 
     def __init__(self, run: str | Path, teacher: TeacherEncoder, longest: float, reader: Reader | None = None) -> None:

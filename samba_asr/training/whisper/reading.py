@@ -2,9 +2,8 @@
 when it hears its own encoder.
 
 The error of the states counts everything that the teacher's encoder says, a good part of which is where in its window
-it stands: of one recording at two places its states differ as much as those of a good student do from it. A decoder
-knows what matters. Its gradient goes through it to the encoder, whose part in the transcripts this is, not the words:
-soft targets are not learnt by heart.
+it stands: of one recording at two places its states differ nearly as much as those of a good student do from it. A
+decoder knows what matters, and through it the gradient comes to the student's encoder.
 """
 
 from collections.abc import Sequence
@@ -56,7 +55,7 @@ class Reader(nn.Module):
         states, d_model) of the teacher; both as the decoder wants them, with the means of their places; lengths:
         (batch,) int64; texts: from :meth:`read`, a batch.
         """
-        rows = [row for row, text in enumerate(texts) if text and lengths[row]]
+        rows = [row for row, (text, states) in enumerate(zip(texts, lengths.tolist(), strict=True)) if text and states]
         if not rows:
             return None
         texts, lengths = [texts[row] for row in rows], lengths[rows]

@@ -48,5 +48,11 @@ def _listener(path: str, its_tokenizer: str | None, tokenizer: Tokenizer) -> tup
         raise ValueError(
             f"encoder.teacher_tokenizer needs more packages ({error}): pip install -e '.[train,distil]'"
         ) from error
-    teacher = build_teacher(weights)
-    return teacher.encoder, Reader(teacher.decoder, WhisperVocabulary.load(its_tokenizer), tokenizer)
+    vocabulary = WhisperVocabulary.load(its_tokenizer)
+    try:
+        teacher = build_teacher(weights)
+        return teacher.encoder, Reader(teacher.decoder, vocabulary, tokenizer)
+    except ValueError as error:
+        raise ValueError(
+            f"encoder.teacher ({path}) cannot read with encoder.teacher_tokenizer ({its_tokenizer}): {error}"
+        ) from error

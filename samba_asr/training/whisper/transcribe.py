@@ -1,6 +1,7 @@
 """What a Whisper teacher's decoder writes of encoder states: its own, or those of a student."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,8 +9,10 @@ from torch import Tensor
 from samba_asr.audio.features import LogMel
 from samba_asr.config import FeatureConfig
 from samba_asr.training.whisper.network import Teacher, TeacherEncoder
-from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 from samba_asr.training.whisper.windows import STATE_SAMPLES, WINDOW_STATES
+
+if TYPE_CHECKING:  # it needs the extra distil, which train.py does not
+    from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 
 
 def teacher_features(encoder: TeacherEncoder) -> LogMel:
@@ -33,7 +36,7 @@ def padded_states(teacher: Teacher, features: LogMel, waveforms: Sequence[Tensor
 
 @torch.inference_mode()
 def transcribe_states(
-    teacher: Teacher, vocabulary: WhisperVocabulary, states: Tensor, max_tokens: int = 224
+    teacher: Teacher, vocabulary: "WhisperVocabulary", states: Tensor, max_tokens: int = 224
 ) -> list[str]:
     """Take the decoder's best token, step after step, up to its end or ``max_tokens``.
 
@@ -70,7 +73,7 @@ def transcribe_states(
     return [vocabulary.decode(ids).strip() for ids in results]
 
 
-def _forbidden(vocabulary: WhisperVocabulary, vocab_size: int) -> Tensor:
+def _forbidden(vocabulary: "WhisperVocabulary", vocab_size: int) -> Tensor:
     """True for each id (vocab_size,) that is never written: marks other than the end, times, signs."""
     vocabulary.check_size(vocab_size)
     forbidden = torch.arange(vocab_size) > vocabulary.end_id

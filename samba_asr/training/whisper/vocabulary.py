@@ -9,6 +9,9 @@ from tokenizers import Tokenizer
 _GPT2_END = 50256
 """``<|endoftext|>`` of GPT-2, whose vocabulary the English-only models kept; the multilingual ones moved it."""
 
+_ENGLISH_IDS = 51864
+"""Of every English-only model; the multilingual ones have more."""
+
 _SIGNS = '"#()*+/:;<=>@[\\]^_`{|}~\u300c\u300d\u300e\u300f'
 _SIGN_RUNS = "<< >> <<< >>> -- --- -( -[ (' (\" (( )) ((( ))) [[ ]] {{ }} \u266a\u266a \u266a\u266a\u266a"
 _MUSIC = "\u2669\u266a\u266b\u266c\u266d\u266e\u266f"
@@ -70,8 +73,11 @@ class WhisperVocabulary:
         return sorted(ids)
 
     def check_size(self, vocab_size: int) -> None:
-        """Raise ValueError where a model of so many ids has not these marks: it is another one's vocabulary."""
-        if max(self.prompt) >= vocab_size:
+        """Raise ValueError where a model of so many ids has not these marks, or has them elsewhere, as the English-only
+        models and the multilingual ones: it is another one's vocabulary."""
+        english = self.end_id == _GPT2_END
+        elsewhere = vocab_size >= _ENGLISH_IDS and english != (vocab_size == _ENGLISH_IDS)
+        if elsewhere or max(self.prompt) >= vocab_size:
             raise ValueError(
                 f"the vocabulary (ids up to {max(self.prompt)}) is not the teacher's, which has {vocab_size} ids"
             )
