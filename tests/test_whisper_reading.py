@@ -205,6 +205,9 @@ def test_training_lowers_what_the_decoder_expects(run, clips, folder, tmp_path):
     for row in rows:
         assert row["loss"] == pytest.approx(row["ctc"] + 0.5 * row["teacher"] + 3.0 * row["reading"], rel=1e-4)
     assert rows[-1]["reading"] < rows[0]["reading"]
+    card = (tmp_path / "run" / "checkpoint" / "README.md").read_text(encoding="utf-8")
+    for line in (f"A teacher listened along: `{tuning.teacher}`", f"in the tokens of: `{tuning.teacher_tokenizer}`"):
+        assert line in card
     state = read_checkpoint(list_checkpoints(tmp_path / "run" / "checkpoints")[-1])["state_dict"]
     assert all(name.startswith("model.") for name in state)  # nothing of the teacher
 

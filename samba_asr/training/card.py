@@ -116,6 +116,8 @@ def _origins(training: TrainingConfig) -> list[str]:
         "The encoder began as": training.encoder.weights,
         "All weights, but for what is named here, began as": training.init_from,
         "Kept near the teacher of": training.encoder.teacher_run,
+        "A teacher listened along": training.encoder.teacher,
+        "Its decoder read along, in the tokens of": training.encoder.teacher_tokenizer,
         "Text without recordings": ", ".join(training.text.files),
     }
     lines = [f"- {what}: `{where}`." for what, where in origins.items() if where]

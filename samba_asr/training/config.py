@@ -178,7 +178,8 @@ class EncoderTuningConfig:
     last block before the new ones, once that is not frozen; None: no such regulariser."""
     teacher: str | None = None
     """Whisper checkpoint (.pt, .safetensors or .npz) that teacher_run learnt from: it listens along, and what it says
-    of all that is heard, sped up, noisy or synthetic, is the target instead of what teacher_run kept. For a GPU."""
+    of all that is heard, sped up, noisy or synthetic, is the target instead of what teacher_run kept. A GPU does that
+    in passing."""
     teacher_weight: float = 0.3
     """The error to the teacher's states times this is added to the loss."""
     teacher_tokenizer: str | None = None
