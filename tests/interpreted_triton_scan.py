@@ -165,7 +165,7 @@ def test_nothing_to_scan(batch, time):
 
 def test_auto_leaves_the_cpu_to_others():
     inputs = single(make_inputs(1, 2, 3, 2))
-    assert not triton_scan.preferred(inputs["u"], 2)
+    assert not triton_scan.preferred(inputs["u"], 2, selective_scan)
 
 
 def test_a_trial_finds_the_kernels_right():
