@@ -61,8 +61,7 @@ class Live:
     model: must be able to hear in chunks, ValueError otherwise. detector: tells where somebody speaks; None: CTC does.
     search: a segment's states, (states, d_model), and CTC's log-probabilities, (states, vocab_size), to its transcript;
     read: pieces and the same log-probabilities to theirs. encoding: what the encoder works in, such as a precision.
-    chunk_seconds, ahead_seconds, pause_seconds: as of
-    :meth:`samba_asr.transcriber.Transcriber.live`.
+    chunk_seconds, ahead_seconds, pause_seconds: as of :meth:`samba_asr.transcriber.Transcriber.live`.
     """
 
     def __init__(
