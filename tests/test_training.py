@@ -25,10 +25,11 @@ from samba_asr.config import (
     MixerConfig,
     ModelConfig,
     SearchConfig,
+    WordConfig,
 )
 from samba_asr.decoding.search import search_tokens
 from samba_asr.model.asr import SambaASR
-from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
+from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint, save_config
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training import run as training_run
@@ -799,6 +800,9 @@ def test_a_run_starts_from_a_checkpoints_weights(whole_run, corpus, tmp_path):
     other_features = dataclasses.replace(config, model=small_model(normalisation="whisper"))
     with pytest.raises(ValueError, match=r"model.features.normalisation was causal and is now whisper"):
         train(other_features, tmp_path / "other features")
+    calibrated = shutil.copytree(out / "checkpoint", tmp_path / "calibrated")
+    save_config(calibrated, dataclasses.replace(load_checkpoint(calibrated)[0].config, words=WordConfig(-0.05)))
+    train(dataclasses.replace(config, init_from=str(calibrated)), tmp_path / "from calibrated word times")
     wider = dataclasses.replace(config, model=dataclasses.replace(small_model(), d_model=64))
     with pytest.raises(ValueError, match="another model than the configured one"):
         train(wider, tmp_path / "wider")

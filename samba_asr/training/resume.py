@@ -13,7 +13,7 @@ from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.config import DataConfig, TrainingConfig
 
 _NEEDED = {"state_dict", "optimizer_states", "progress", "hyper_parameters"}
-_FREE = ("dropout", "drop_path", "chunk_size", "search", "d_state", "dt_rank")
+_FREE = ("dropout", "drop_path", "chunk_size", "search", "words", "d_state", "dt_rank")
 """Not compared: what leaves the meaning of the weights alone, and sizes that loading the weights compares."""
 
 
