@@ -380,21 +380,25 @@ def test_a_distilled_encoder_of_other_mixers_takes_the_place_of_a_checkpoint_s(c
         training_start.load_initial(model, config.init_from, alone, tokenizer)
 
 
-def test_new_blocks_learn_at_the_full_rate_and_a_thawed_encoder_warms_up(corpus, monkeypatch):
+@pytest.mark.parametrize("copied_share", [1.0, 0.3, 0.0])
+def test_new_blocks_learn_at_the_full_rate_and_a_thawed_encoder_warms_up(corpus, monkeypatch, copied_share):
     model = tuned(corpus).model
     model = dataclasses.replace(model, encoder=dataclasses.replace(model.encoder, n_layers=2))
-    tuning = EncoderTuningConfig(new_blocks=1, learning_rate_share=0.1, frozen_steps=20)
+    tuning = EncoderTuningConfig(new_blocks=1, learning_rate_share=0.1, frozen_steps=20, copied_share=copied_share)
     config = dataclasses.replace(tuned(corpus), model=model, encoder=tuning)
     module = TrainingModule(config, SambaASR(config.model), Tokenizer.load(config.data.tokenizer), [])
     optimizer = module.configure_optimizers()
     carried = {n for n, _ in module.model.named_parameters() if n.startswith("encoder.") and "blocks.1." not in n}
+    mixer = {name for name in carried if "blocks.0.mixer." in name}
+    assert mixer and carried - mixer
     # 5 steps of warm-up, after the thaw in step 20 too
     for step, share in ((19, 0.0), (20, 0.02), (22, 0.06), (24, 0.1), (30, 0.1)):
         monkeypatch.setattr(TrainingModule, "global_step", step)
         full = module._set_learning_rate(optimizer)
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in module.model.named_parameters():
-            expected = full * share if name in carried else full
+            own = 1.0 if name in mixer else copied_share
+            expected = full * share * own if name in carried else full
             assert rates.pop(id(parameter)) == pytest.approx(expected), (step, name)
         assert not rates
 

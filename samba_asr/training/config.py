@@ -171,6 +171,9 @@ class EncoderTuningConfig:
     They are never frozen, and learn at the full rate."""
     learning_rate_share: float = 1.0
     """The learning rate of the encoder, new blocks aside, as a share of the others'."""
+    copied_share: float = 1.0
+    """The learning rate of what the encoder has from its teacher, which is all but mixers and new blocks, as a share of
+    that of its mixers."""
     frozen_steps: int = 0
     """Steps at the beginning in which the encoder, new blocks aside, does not learn."""
     teacher_run: str | None = None
@@ -193,10 +196,8 @@ class EncoderTuningConfig:
     """Shortest and longest chunk, in encoder states."""
 
     def __post_init__(self) -> None:
-        require(
-            0 <= self.learning_rate_share <= 1,
-            f"encoder.learning_rate_share ({self.learning_rate_share}) must be in [0, 1]",
-        )
+        for name in ("learning_rate_share", "copied_share"):
+            require(0 <= getattr(self, name) <= 1, f"encoder.{name} ({getattr(self, name)}) must be in [0, 1]")
         require(
             0 < self.weights_share <= 1, f"encoder.weights_share ({self.weights_share}) must be above 0 and at most 1"
         )

@@ -129,12 +129,11 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         settings = self.config.optimiser
-        parts = {parameter: "encoder" for parameter in self.carried_parameters()}
-        parts |= {parameter: "decoder" for parameter in self.model.decoder.parameters()}
+        parts = self._parts()
         groups = [
             {**group, "params": [p for p in group["params"] if parts.get(p, "others") == part], "part": part}
             for group in parameter_groups(self.model, settings.weight_decay)
-            for part in ("encoder", "decoder", "others")
+            for part in ("encoder", "decoder", "others", *{"copied"}.intersection(parts.values()))
         ]
         return torch.optim.AdamW(
             groups,
@@ -143,6 +142,15 @@ class TrainingModule(lightning.LightningModule):
             eps=settings.eps,
             fused=True,
         )
+
+    def _parts(self) -> dict[nn.Parameter, str]:
+        """Return which part of the model a parameter is of, for its learning rate; those left out are "others"."""
+        carried = self.carried_parameters()
+        parts = {parameter: "encoder" for parameter in carried}
+        if self.config.encoder.copied_share < 1:
+            mixers = {p for name, p in self.model.encoder.named_parameters() if ".mixer." in name}
+            parts |= {parameter: "copied" for parameter in carried if parameter not in mixers}
+        return parts | {parameter: "decoder" for parameter in self.model.decoder.parameters()}
 
     def carried_parameters(self) -> list[nn.Parameter]:
         """Return the encoder's parameters but for those of its new blocks."""
@@ -256,8 +264,10 @@ class TrainingModule(lightning.LightningModule):
     def _share(self, part: str) -> float:
         """Return a part's share of the learning rate. What begins to learn later warms up then: AdamW's first steps
         are its largest."""
-        starts = {"encoder": self.config.encoder.frozen_steps, "decoder": self.config.decoder_from_step}
-        share = self.config.encoder.learning_rate_share if part == "encoder" else 1.0
+        encoder = self.config.encoder
+        starts = {"decoder": self.config.decoder_from_step} | dict.fromkeys(("encoder", "copied"), encoder.frozen_steps)
+        share = encoder.learning_rate_share if part in ("encoder", "copied") else 1.0
+        share *= encoder.copied_share if part == "copied" else 1.0
         start, warmup = starts.get(part, 0), self.config.optimiser.warmup_steps
         return share * min(1.0, max(0, self.global_step - start + 1) / warmup) if start and warmup else share
 
