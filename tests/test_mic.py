@@ -122,7 +122,10 @@ def finals(results):
 
 
 def interrupt():
-    os.kill(os.getpid(), signal.SIGINT)
+    """Ctrl-C. os.kill may give it to another thread, and go on in this one before Python has heard of it."""
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    signal.pthread_kill(main_thread, signal.SIGINT)
 
 
 # Words
