@@ -566,6 +566,25 @@ def test_a_run_from_before_a_setting_existed_resumes(used_run, corpus):
         train(settings(corpus, model=changed, max_steps=14), out, resume=True)
 
 
+def test_a_resumed_run_keeps_its_groups_of_learning_rates(used_run, corpus):
+    out, unchanged = used_run
+    shared = settings(corpus, encoder=EncoderTuningConfig(copied_share=0.5), max_steps=14)
+    with pytest.raises(ValueError, match=r"encoder\.copied_share \(0\.5\) was 1\.0 in .*step=12\.ckpt: a run that"):
+        train(shared, out, resume=True)
+    assert unchanged()
+
+
+def test_a_share_of_the_learning_rate_may_change_within_a_run(corpus, tmp_path):
+    def shared(share, steps):
+        return settings(corpus, encoder=EncoderTuningConfig(copied_share=share), max_steps=steps)
+
+    train(shared(0.5, 2), tmp_path)
+    train(shared(0.25, 3), tmp_path, resume=True)
+    assert list_checkpoints(tmp_path / "checkpoints")[-1].name == "step=3.ckpt"
+    with pytest.raises(ValueError, match=r"encoder\.copied_share \(1\.0\) was 0\.25 in .*step=3\.ckpt: a run that"):
+        train(shared(1.0, 4), tmp_path, resume=True)
+
+
 def test_dropout_may_change_within_a_run(used_run, corpus):
     out, _ = used_run
     calmer = dataclasses.replace(small_model(), decoder=dataclasses.replace(small_model().decoder, dropout=0.0))

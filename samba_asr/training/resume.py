@@ -10,7 +10,7 @@ import torch
 from samba_asr.config import ModelConfig
 from samba_asr.text.normalization import TextForm
 from samba_asr.text.tokenizer import Tokenizer
-from samba_asr.training.config import DataConfig, TrainingConfig
+from samba_asr.training.config import DataConfig, EncoderTuningConfig, TrainingConfig
 
 _NEEDED = {"state_dict", "optimizer_states", "progress", "hyper_parameters"}
 _FREE = ("dropout", "drop_path", "chunk_size", "search", "words", "d_state", "dt_rank")
@@ -68,6 +68,17 @@ def check_same_run(path: Path, config: TrainingConfig, tokenizer: Tokenizer) -> 
         raise ValueError(
             f"the configured model is another one than that of {path}: {'; '.join(changes)}; "
             "resume with the run's own settings (its config.yaml), or choose another --out"
+        )
+    _check_optimiser_groups(path, saved["training"]["encoder"], config.encoder)
+
+
+def _check_optimiser_groups(path: Path, saved: Mapping[str, Any], encoder: EncoderTuningConfig) -> None:
+    """Raise ValueError where the optimiser of a checkpoint has its parameters in other groups."""
+    before = saved.get("copied_share", EncoderTuningConfig.copied_share)
+    if (before < 1) != (encoder.copied_share < 1):
+        raise ValueError(
+            f"encoder.copied_share ({encoder.copied_share}) was {before} in {path}: a run that begins with 1 "
+            "stays there, one that begins below stays below; resume with such a share, or choose another --out"
         )
 
 
