@@ -585,6 +585,19 @@ def test_a_share_of_the_learning_rate_may_change_within_a_run(corpus, tmp_path):
         train(shared(1.0, 4), tmp_path, resume=True)
 
 
+def test_a_resumed_run_keeps_its_new_blocks(corpus, tmp_path):
+    model = dataclasses.replace(small_model(), encoder=dataclasses.replace(small_model().encoder, n_layers=2))
+
+    def with_new(new_blocks, steps):
+        return settings(corpus, model=model, encoder=EncoderTuningConfig(new_blocks=new_blocks), max_steps=steps)
+
+    train(with_new(1, 2), tmp_path)
+    with pytest.raises(ValueError, match=r"encoder\.new_blocks \(0\) was 1 in .*step=2\.ckpt: resume with that"):
+        train(with_new(0, 3), tmp_path, resume=True)
+    train(with_new(1, 3), tmp_path, resume=True)
+    assert list_checkpoints(tmp_path / "checkpoints")[-1].name == "step=3.ckpt"
+
+
 def test_dropout_may_change_within_a_run(used_run, corpus):
     out, _ = used_run
     calmer = dataclasses.replace(small_model(), decoder=dataclasses.replace(small_model().decoder, dropout=0.0))

@@ -74,10 +74,16 @@ def check_same_run(path: Path, config: TrainingConfig, tokenizer: Tokenizer) -> 
 
 def _check_optimiser_groups(path: Path, saved: Mapping[str, Any], encoder: EncoderTuningConfig) -> None:
     """Raise ValueError where the optimiser of a checkpoint has its parameters in other groups."""
-    before = saved.get("copied_share", EncoderTuningConfig.copied_share)
-    if (before < 1) != (encoder.copied_share < 1):
+    new_blocks = saved.get("new_blocks", EncoderTuningConfig.new_blocks)
+    if new_blocks != encoder.new_blocks:
         raise ValueError(
-            f"encoder.copied_share ({encoder.copied_share}) was {before} in {path}: a run that begins with 1 "
+            f"encoder.new_blocks ({encoder.new_blocks}) was {new_blocks} in {path}: resume with that, "
+            "or choose another --out"
+        )
+    copied_share = saved.get("copied_share", EncoderTuningConfig.copied_share)
+    if (copied_share < 1) != (encoder.copied_share < 1):
+        raise ValueError(
+            f"encoder.copied_share ({encoder.copied_share}) was {copied_share} in {path}: a run that begins with 1 "
             "stays there, one that begins below stays below; resume with such a share, or choose another --out"
         )
 
