@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from distil_cases import D_MODEL, N_LAYERS, N_TOKENS, Clock, close, teacher_weights, utterances
+from distil_cases import D_MODEL, N_LAYERS, Clock, close, teacher_weights, utterances
 from test_whisper_tokens import MERGES, PIECES
 from test_whisper_vocabulary import write_vocabulary
 from whisper_cases import write_openai
@@ -16,7 +16,7 @@ from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
 from samba_asr.model.decoder import Decoder
 from samba_asr.text.normalization import normalize_for_training
-from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, UNK_ID, Tokenizer
+from samba_asr.text.tokenizer import UNK_ID, Tokenizer
 from samba_asr.training.config import DataConfig, TrainingConfig
 from samba_asr.training.manifest import write_manifest
 from samba_asr.training.run import train
@@ -24,8 +24,11 @@ from samba_asr.training.whisper import decoder as module
 from samba_asr.training.whisper.cli import main_decoder
 from samba_asr.training.whisper.decoder import DecoderDistillation, distil_decoder
 from samba_asr.training.whisper.decoder_data import collate
-from samba_asr.training.whisper.decoder_start import NEVER, TeacherReader, read_blocks, start_decoder
+from samba_asr.training.whisper.decoder_start import read_blocks, start_decoder
+from samba_asr.training.whisper.decoder_teacher import DecoderTeacher, Norm
+from samba_asr.training.whisper.interpreter import Interpreter
 from samba_asr.training.whisper.network import build_teacher
+from samba_asr.training.whisper.reading import Reader
 from samba_asr.training.whisper.settings import DecoderDistilConfig
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 from samba_asr.transcriber import Transcriber
@@ -89,59 +92,41 @@ def teacher():
     return build_teacher(teacher_weights(VOCAB_SIZE=300))
 
 
-def reader(data, teacher, before, after):
-    """A teacher that reads the CTC pieces."""
-    decoder = dataclasses.replace(WINDOWS, window_before=before, window_after=after)
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_teacher_reads_its_tokens_and_hears_everything(data, teacher, stride):
+    """As Whisper's decoder itself, each text alone, with the student's norm and the means of the teacher's places."""
     tokenizer, whisper = load_checkpoint(data / "own")[1], WhisperVocabulary.load(data / "tokenizer.json")
-    config = ModelConfig(vocab_size=tokenizer.vocab_size, d_model=D_MODEL, decoder=decoder)
-    return TeacherReader(teacher, whisper, tokenizer, config), whisper, tokenizer
-
-
-@torch.no_grad()
-def test_a_window_on_everything_is_the_teacher(data, teacher):
-    read, whisper, tokenizer = reader(data, teacher, 1000, 1000)
-    tokens, texts = [BOS_ID], []
-    for i, text in enumerate(tokenizer.pieces()):  # those that are tokens of Whisper's
-        if i > BOS_ID and len(whisper.encode(text)) == 1 and len(tokens) < 9:
-            tokens, texts = [*tokens, i], [*texts, text]
-    ids = [*whisper.prompt, *(whisper.encode(text)[0] for text in texts)]
-    memory = torch.randn(2, 7, D_MODEL)
-    places = torch.randint(7, (1, len(tokens)))
-    found, outputs = read(torch.tensor([tokens]), memory[:1], torch.tensor([7]), places)
-    expected, _ = teacher.decoder(torch.tensor([ids]), teacher.decoder.read_memory(memory[:1]))
-    expected = expected[0, len(whisper.prompt) - 1 :]
-    for i, text in enumerate(tokenizer.pieces()):
-        if i in (BLANK_ID, UNK_ID):
-            assert (found[..., i] == NEVER).all()
-        elif i > BOS_ID and len(whisper.encode(text)) == 1:
-            close(found[0, :, i], expected[:, whisper.encode(text)[0]])
-    assert len(outputs) == N_LAYERS and all(output.shape == (1, len(tokens), D_MODEL) for output in outputs)
-    assert read.longest == N_TOKENS - len(whisper.prompt) + 1
-
-
-@torch.no_grad()
-def test_a_token_of_the_teacher_hears_its_window_alone(data, teacher):
-    """States outside change nothing; what follows a place, and padding, is not heard."""
-    read, _, _ = reader(data, teacher, 2, 3)
-    tokens, places = torch.tensor([[BOS_ID, 7, 8]] * 2), torch.tensor([[4, 4, 6], [3, 3, 20]])
-    memory, lengths = torch.randn(2, 12, D_MODEL), torch.tensor([12, 5])
-    found, _ = read(tokens, memory, lengths, places)
-    changed = memory.clone()
-    changed[0, [0, 1, 9, 10, 11]] = 5.0
-    changed[1, [0, 5, 6, 7, 8, 9, 10, 11]] = 5.0
-    assert torch.isfinite(found).all() and torch.equal(read(tokens, changed, lengths, places)[0], found)
-    changed = memory.clone()
-    changed[0, 8] = 5.0  # of the last token alone
-    again, _ = read(tokens, changed, lengths, places)
-    close(again[0, :2], found[0, :2])
-    assert not torch.allclose(again[0, 2], found[0, 2])
+    norm = Norm(torch.nn.LayerNorm(D_MODEL), torch.randn(40, D_MODEL), stride)
+    torch.nn.init.normal_(norm.norm.weight)
+    interpreter = Interpreter(whisper, 300, tokenizer)
+    taught = DecoderTeacher(Reader(teacher.decoder, whisper, tokenizer), interpreter, norm)
+    texts = ["the king of the inn", "a ring"]
+    read = [taught.read(tokenizer.encode(text)) for text in texts]
+    ids = [ids for ids, _ in read]
+    assert ids == [whisper.encode(f" {text}") for text in texts] and all(shared for _, shared in read)
+    assert taught.read([UNK_ID]) == ([], []) and taught.read([]) == ([], [])
+    states, lengths = torch.randn(2, 30, D_MODEL), [30, 11]
+    heard = taught(states, torch.tensor(lengths), ids)
+    assert len(heard.outputs) == N_LAYERS and heard.outputs[0].shape == heard.expected.shape
+    places = [min(stride * i, 39) for i in range(30)]  # after the teacher's window its last mean does
+    for row, (text, length) in enumerate(zip(ids, lengths, strict=True)):
+        memory = norm.norm(states[row, :length]) + norm.means[places[:length]]
+        prompted = torch.tensor([[*whisper.prompt, *text]])
+        expected, _ = teacher.decoder(prompted, teacher.decoder.read_memory(memory[None]))
+        expected = expected[0, len(whisper.prompt) - 1 :]
+        said = heard.expected[row, : len(text) + 1]
+        close(teacher.decoder.ln(heard.outputs[-1][row, : len(text) + 1]), said)
+        close(taught.probabilities(said), interpreter(expected))
 
 
 @torch.no_grad()
 def test_the_start_copies_layers(data, teacher):
     config = ModelConfig(vocab_size=50, d_model=D_MODEL, decoder=WINDOWS, ctc=CTCConfig(1, 40))
     decoder, embeddings = Decoder(config), torch.randn(50, D_MODEL)
-    start_decoder(decoder, teacher, [1], embeddings)
+    norm = Norm(torch.nn.LayerNorm(D_MODEL), torch.randn(5, D_MODEL), 2)
+    torch.nn.init.normal_(norm.norm.weight)
+    start_decoder(decoder, teacher, [1], embeddings, norm)
     (block,), taught = decoder.blocks, teacher.decoder.blocks[1]
     copies = (
         (block.norm, taught.attn_ln),
@@ -152,16 +137,17 @@ def test_the_start_copies_layers(data, teacher):
         (block.ff[1], taught.mlp[0]),
         (block.ff[4], taught.mlp[2]),
         (decoder.norm, teacher.decoder.ln),
-        (decoder.memory_norm, teacher.encoder.ln_post),
     )
     for ours, theirs in copies:
         assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
+    assert torch.equal(decoder.memory_norm.weight, norm.norm.weight)
+    close(decoder.memory_norm(embeddings), norm.norm(embeddings) + norm.means.mean(0))
     assert torch.equal(block.mixer.out_proj.weight, taught.attn.out.weight)  # one direction, not a half of two
     assert torch.equal(block.mixer.in_proj.weight[D_MODEL : 2 * D_MODEL], taught.attn.value.weight)
     assert not block.cross.kernel.weight.any() and not block.cross.salience.weight.any()
     assert torch.equal(decoder.embedding.weight, embeddings) and decoder.out_proj.weight is decoder.embedding.weight
     with pytest.raises(ValueError, match=r"layers \(\[2\]\) must be below .* decoder layers \(2\)"):
-        start_decoder(decoder, teacher, [2], embeddings)
+        start_decoder(decoder, teacher, [2], embeddings, norm)
 
 
 @torch.no_grad()
@@ -185,6 +171,23 @@ def test_utterances_are_heard_once(data, tmp_path):
         assert len(said.places) == len(said.tokens) + 1
         assert said.places == sorted(said.places) and said.places[-1] >= len(said.states) - LEAD
         assert said.characters == len(run.tokenizer.decode(said.tokens))
+        assert run.teacher.read(said.tokens) == (said.ids, said.shared) and said.shared
+
+
+def test_of_what_the_teacher_cannot_read_only_the_transcript_is_learnt(data, tmp_path):
+    run = DecoderDistillation(settings(data), tmp_path / "run")
+    first, second = run.train_set
+    unread = second._replace(ids=[], shared=[])
+    batch = collate([first, unread], run.device)
+    assert batch.ids == [first.ids] and batch.read.tolist() == [0]
+    assert batch.shared.tolist() == [[0, ours, 0, theirs] for ours, theirs in first.shared]
+    assert batch.shared.shape == (len(first.shared), 4)
+    batch = collate([unread, first], run.device)
+    assert batch.read.tolist() == [1] and batch.shared.tolist() == [[1, i, 0, j] for i, j in first.shared]
+    assert run.losses(collate([unread], run.device)).keys() == {"ce"}
+    run._learn(run.losses(collate([unread], run.device)))
+    found = run.measure([unread])
+    assert found.nats > 0 and (found.right, found.teacher_right) == (0, 0)
 
 
 @pytest.mark.parametrize(("name", "kind"), [("plain", "mamba2"), ("own", "mamba2"), ("plain", "s4d")])
@@ -195,14 +198,14 @@ def test_the_decoder_learns_and_the_rest_stays(data, tmp_path, clock, name, kind
     batch = collate(run.train_set, run.device)
     with torch.no_grad():
         first = run.losses(batch)
-    nats, teacher_nats = run.nats(run.train_set)
+    before_it = run.measure(run.train_set)
     run.train()
     run.step = 0  # the same draws
     with torch.no_grad():
         last = run.losses(batch)
     assert last["kl"] < 0.8 * first["kl"] and last["hidden"] < first["hidden"]
-    after = run.nats(run.train_set)
-    assert after[0] < nats and after[1] == teacher_nats
+    after = run.measure(run.train_set)
+    assert after.nats < before_it.nats and after.teacher_right == before_it.teacher_right
     for key, value in run.model.state_dict().items():
         moved = key.startswith("decoder.") and "memory_norm" not in key
         assert torch.equal(value, before[key]) != moved, key
@@ -211,12 +214,12 @@ def test_the_decoder_learns_and_the_rest_stays(data, tmp_path, clock, name, kind
 @torch.no_grad()
 def test_padding_in_a_batch_changes_nothing(data, tmp_path):
     run = DecoderDistillation(settings(data), tmp_path / "run")
-    apart = [run.nats([said]) for said in run.train_set]
-    together = run.nats(run.train_set)
-    shares = torch.tensor([said.characters for said in run.train_set]).double()
-    for i in (0, 1):
-        expected = (torch.tensor([nats[i] for nats in apart]).double() * shares).sum() / shares.sum()
-        assert together[i] == pytest.approx(float(expected), rel=1e-4)
+    apart = [run.measure([said]) for said in run.train_set]
+    together = run.measure(run.train_set)
+    for name, count in (("nats", lambda said: said.characters), ("right", lambda said: len(said.shared))):
+        shares = torch.tensor([count(said) for said in run.train_set]).double()
+        expected = (torch.tensor([getattr(found, name) for found in apart]).double() * shares).sum() / shares.sum()
+        assert getattr(together, name) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_checkpoint_is_a_whole_model(data, tmp_path, clock, clips):

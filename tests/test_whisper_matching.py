@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from distil_cases import D_MODEL, N_LAYERS, close, teacher_weights, utterances
+from safetensors.torch import load_file
 
 from samba_asr.audio.load import load_audio
 from samba_asr.config import DecoderConfig, MixerConfig
@@ -21,11 +22,12 @@ from samba_asr.training.config import DataConfig, EncoderTuningConfig, Optimiser
 from samba_asr.training.data import Example, collate
 from samba_asr.training.manifest import write_manifest
 from samba_asr.training.run import train
+from samba_asr.training.whisper.decoder_teacher import whisper_norm
 from samba_asr.training.whisper.distil import save_encoder
 from samba_asr.training.whisper.matching import LiveMatching, StateMatching
 from samba_asr.training.whisper.network import build_teacher, build_teacher_encoder
 from samba_asr.training.whisper.student import copy_teacher, relative_error, student_config
-from samba_asr.training.whisper.targets import TRAIN_FOLDER, TeacherStates, Windows
+from samba_asr.training.whisper.targets import MEANS_FILE, TRAIN_FOLDER, TeacherStates, Windows
 from samba_asr.training.whisper.transcribe import teacher_features
 from samba_asr.training.whisper.windows import pack_in_order
 
@@ -227,3 +229,19 @@ def test_teachers_that_cannot_listen_along(run, tmp_path):
     decoder_alone = {name: value for name, value in teacher_weights().items() if "conv1" not in name}
     with pytest.raises(ValueError, match=r"not the weights of a Whisper encoder: encoder\.conv1\.weight is missing"):
         build_teacher_encoder(decoder_alone)
+
+
+def test_a_run_tells_what_makes_the_teachers_states(run):
+    """For a decoder that hears a student's."""
+    folder, _, _ = run
+    teacher = build_teacher(teacher_weights())
+    norm = whisper_norm(teacher, "whisper4x", str(folder))
+    assert norm.stride == 2
+    assert torch.equal(norm.norm.weight, load_file(folder / "encoder.safetensors")["norm.weight"].float())
+    assert torch.equal(norm.means, torch.from_numpy(np.load(folder / TRAIN_FOLDER / MEANS_FILE)))
+    plain = whisper_norm(teacher, "conv4x", None)
+    assert plain.norm is teacher.encoder.ln_post and not plain.means.any()
+    with pytest.raises(ValueError, match=r"its states \(64 channels, whisper4x\) must have .* rate \(whisper\)"):
+        whisper_norm(teacher, "whisper", str(folder))
+    with pytest.raises(FileNotFoundError, match=r"is .* a run of distil\.py"):
+        whisper_norm(teacher, "whisper4x", str(folder / "none"))

@@ -2,8 +2,8 @@
 
 Self-attention becomes a Mamba-2 mixer, cross-attention a window, and some of the layers go
 (:mod:`samba_asr.training.whisper.decoder_start`). The student learns the teacher's distribution of the next token (KL
-divergence), what is said (cross-entropy) and what leaves the teacher's blocks (relative error), while the teacher reads
-the same transcripts and hears the same windows of the same states.
+divergence), what is said (cross-entropy) and what leaves the teacher's blocks (relative error). The teacher reads the
+same transcripts in its own tokens and hears all of the same states; the two are compared where both have a boundary.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,11 +37,14 @@ from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
 from samba_asr.training.resume import check_folder, tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.decoder_data import Said, SaidBatch, collate, listen
-from samba_asr.training.whisper.decoder_start import TeacherReader, goes_on, read_blocks, start_decoder, widened
+from samba_asr.training.whisper.decoder_start import goes_on, read_blocks, start_decoder, widened
+from samba_asr.training.whisper.decoder_teacher import DecoderTeacher, Norm, whisper_norm
+from samba_asr.training.whisper.interpreter import Interpreter
 from samba_asr.training.whisper.network import Teacher, build_teacher
+from samba_asr.training.whisper.reading import Reader
 from samba_asr.training.whisper.settings import DecoderDistilConfig
 from samba_asr.training.whisper.student import relative_error
-from samba_asr.training.whisper.tokens import build_tokenizer, token_shares, word_counts
+from samba_asr.training.whisper.tokens import build_tokenizer, token_embeddings, token_shares, word_counts
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 from samba_asr.training.whisper.weights import read_whisper_weights
 
@@ -50,6 +53,8 @@ log = logging.getLogger(__name__)
 CHECKPOINT_FOLDER, STATE_FILE, CONFIG_FILE = "checkpoint", "state.pt", "config.json"
 GRADIENT_CLIP = 1.0
 WEIGHT_DECAY = 0.01
+_POSITIONS_AT_ONCE = 2048
+"""Whose probabilities of all of Whisper's ids are in memory together: 0.4 GB in float32."""
 TEXT_WEIGHT = 0.5
 """Of a word in the texts, beside 1 for one in the transcripts, when tokens are chosen."""
 
@@ -95,6 +100,26 @@ def _words_of(files: list[str], text_form: TextForm) -> Counter[str]:
     return words
 
 
+class Taught(NamedTuple):
+    """What the teacher says where it can be compared."""
+
+    probabilities: Tensor
+    """(positions, vocab_size), of the student's tokens."""
+    outputs: list[Tensor]
+    """Of its blocks, (positions, d_model) each."""
+
+
+class Measure(NamedTuple):
+    """How a development set is read."""
+
+    nats: float
+    """A character of the transcripts, end tokens counted."""
+    right: float
+    """Share of the places where the teacher can be compared at which the likeliest token is the right one."""
+    teacher_right: float
+    """The same of the teacher."""
+
+
 class DecoderDistillation:
     """Teacher, student, data and progress of a run."""
 
@@ -104,11 +129,16 @@ class DecoderDistillation:
         teacher = build_teacher(read_whisper_weights(config.teacher))
         whisper = WhisperVocabulary.load(config.teacher_tokenizer)
         spoken = read_manifests(config.train)
+        old, pieces = load_checkpoint(resolve_model(config.model))
+        norm = whisper_norm(teacher, old.config.encoder.subsampling, config.teacher_run)
         torch.manual_seed(config.seed)
-        self.model, self.tokenizer = self._start(teacher, whisper, spoken)
+        self.model, self.tokenizer = self._start(old, pieces, teacher, whisper, spoken, norm)
         self.model.to(self.device).eval()
         self.decoder = self.model.decoder
-        self.teacher = TeacherReader(teacher, whisper, self.tokenizer, self.model.config).to(self.device)
+        reader = Reader(teacher.decoder, whisper, self.tokenizer)
+        ids = teacher.decoder.token_embedding.num_embeddings
+        interpreter = Interpreter(whisper, ids, self.tokenizer, config.text_form)
+        self.teacher = DecoderTeacher(reader, interpreter, norm).to(self.device)
         layers, kept = len(teacher.decoder.blocks), len(self.decoder.blocks)
         self.followed = [(i + 1) * layers // kept - 1 for i in range(kept)]
         """The teacher's layer whose output each of the student's has to give."""
@@ -120,9 +150,14 @@ class DecoderDistillation:
         self.step, self.minutes, self._skipped = 0, 0.0, 0
 
     def _start(
-        self, teacher: Teacher, whisper: WhisperVocabulary, spoken: list[Utterance]
+        self,
+        old: SambaASR,
+        pieces: Tokenizer,
+        teacher: Teacher,
+        whisper: WhisperVocabulary,
+        spoken: list[Utterance],
+        norm: Norm,
     ) -> tuple[SambaASR, Tokenizer]:
-        old, pieces = load_checkpoint(resolve_model(self.config.model))
         if old.config.d_model != teacher.d_model:
             raise ValueError(
                 f"model: its d_model ({old.config.d_model}) must be the width of the teacher ({teacher.d_model})"
@@ -131,8 +166,8 @@ class DecoderDistillation:
             return old, pieces
         tokenizer = choose_tokens(self.config, pieces, whisper, spoken)
         model = widened(old, pieces, tokenizer, self.config)
-        reader = TeacherReader(teacher, whisper, tokenizer, model.config)
-        start_decoder(model.decoder, teacher, self.config.layers, reader.embeddings)
+        embeddings = token_embeddings(tokenizer, whisper, teacher.decoder.token_embedding.weight)
+        start_decoder(model.decoder, teacher, self.config.layers, embeddings, norm)
         return model, tokenizer
 
     def _listen(self, utterances: list[Utterance]) -> list[Said]:
@@ -140,8 +175,8 @@ class DecoderDistillation:
             self.model,
             self.tokenizer,
             utterances,
+            self.teacher,
             max_duration=self.config.max_duration,
-            most_tokens=self.teacher.longest - 1,
             text_form=self.config.text_form,
         )
 
@@ -222,7 +257,8 @@ class DecoderDistillation:
     def _learn(self, losses: dict[str, Tensor]) -> None:
         """Make a step, unless its gradient is not finite."""
         config = self.config
-        loss = losses["kl"] + config.cross_entropy_weight * losses["ce"] + config.hidden_weight * losses["hidden"]
+        weights = {"kl": 1.0, "ce": config.cross_entropy_weight, "hidden": config.hidden_weight}
+        loss = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         self.optimiser.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.decoder.parameters(), GRADIENT_CLIP)
@@ -245,47 +281,65 @@ class DecoderDistillation:
         inputs, targets = decoder_pairs(batch.tokens, batch.token_lengths)
         own, lengths = targets != IGNORED, batch.token_lengths + 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
-            with torch.no_grad():
-                memory = self.decoder.memory_norm(batch.states)
-                wanted, taught = self.teacher(inputs, memory, batch.lengths, batch.places)
-            missed = memory * heard.unsqueeze(-1).to(memory)
+            taught = self._taught(batch)
+            missed = self.decoder.memory_norm(batch.states) * heard.unsqueeze(-1).to(batch.states)
             places = batch.places + jitter.to(self.device)
             logits, outputs = read_blocks(self.decoder, inputs, lengths, missed, batch.lengths, places)
-        said = logits[own].float().log_softmax(-1)
-        errors = [
-            relative_error(output, taught[layer], lengths) for output, layer in zip(outputs, self.followed, strict=True)
-        ]
-        return {
-            "kl": F.kl_div(said, wanted[own].log_softmax(-1), log_target=True, reduction="batchmean"),
-            "ce": F.nll_loss(said, targets[own]),
-            "hidden": torch.stack(errors).mean(),
-        }
-
-    def validate(self) -> str:
-        """Return, in words, the nats a character of each development set, of the student and of its teacher."""
-        parts = []
-        for name, said in self.dev_sets.items():
-            student, teacher = self.nats(said)
-            parts.append(f"{name} {student:.4f} ({teacher:.4f})")
-        return f"dev nats a character (teacher's): {', '.join(parts)}"
+        said = logits.float().log_softmax(-1)
+        losses = {"ce": F.nll_loss(said[own], targets[own])}
+        if taught is not None:
+            row, place, _, _ = batch.shared.unbind(1)
+            wanted = taught.probabilities
+            entropy = -(wanted * wanted.clamp_min(1e-9).log()).sum(-1).mean()
+            losses["kl"] = -(wanted * said[row, place]).sum(-1).mean() - entropy
+            count = torch.tensor([len(wanted)])
+            errors = [
+                relative_error(output[row, place].unsqueeze(0), taught.outputs[layer].unsqueeze(0), count)
+                for output, layer in zip(outputs, self.followed, strict=True)
+            ]
+            losses["hidden"] = torch.stack(errors).mean()
+        return losses
 
     @torch.no_grad()
-    def nats(self, said: list[Said]) -> tuple[float, float]:
-        """Return the student's and the teacher's cross-entropy, end tokens counted, in nats a character."""
+    def _taught(self, batch: SaidBatch) -> Taught | None:
+        if not len(batch.shared):
+            return None
+        heard = self.teacher(batch.states[batch.read], batch.lengths[batch.read], batch.ids)
+        _, _, text, place = batch.shared.unbind(1)
+        parts = heard.expected[text, place].split(_POSITIONS_AT_ONCE)
+        probabilities = torch.cat([self.teacher.probabilities(part) for part in parts])
+        return Taught(probabilities, [output[text, place] for output in heard.outputs])
+
+    def validate(self) -> str:
+        """Return, in words, how each development set is read: nats a character, and how often the likeliest token is
+        the right one where the teacher's can be compared, the student's and the teacher's."""
+        parts = []
+        for name, said in self.dev_sets.items():
+            found = self.measure(said)
+            parts.append(f"{name} {found.nats:.4f}, {found.right:.1%} ({found.teacher_right:.1%})")
+        return f"dev nats a character, next tokens right (teacher's): {'; '.join(parts)}"
+
+    @torch.no_grad()
+    def measure(self, said: list[Said]) -> Measure:
+        """Return how utterances are read, transcripts given."""
         self.decoder.eval()
-        totals = torch.zeros(2, dtype=torch.float64)
+        nats = torch.zeros((), dtype=torch.float64)
+        right, teacher_right, shared = 0, 0, 0
         for chosen in dev_batches([len(one.states) for one in said], self.config.batch_states):
             batch = collate([said[i] for _, i in chosen], self.device)
             inputs, targets = decoder_pairs(batch.tokens, batch.token_lengths)
             memory = self.decoder.memory_norm(batch.states)
-            lengths = batch.token_lengths + 1
-            student, _ = read_blocks(self.decoder, inputs, lengths, memory, batch.lengths, batch.places)
-            teacher, _ = self.teacher(inputs, memory, batch.lengths, batch.places)
+            logits, _ = read_blocks(self.decoder, inputs, batch.token_lengths + 1, memory, batch.lengths, batch.places)
             own = targets != IGNORED
-            for i, logits in enumerate((student, teacher)):
-                totals[i] += float(F.cross_entropy(logits[own].float(), targets[own], reduction="sum"))
-        student_nats, teacher_nats = (totals / max(1, sum(one.characters for one in said))).tolist()
-        return student_nats, teacher_nats
+            nats += float(F.cross_entropy(logits[own].float(), targets[own], reduction="sum"))
+            taught = self._taught(batch)
+            if taught is not None:
+                row, place, _, _ = batch.shared.unbind(1)
+                right += int((logits[row, place].argmax(-1) == targets[row, place]).sum())
+                teacher_right += int((taught.probabilities.argmax(-1) == targets[row, place]).sum())
+                shared += len(batch.shared)
+        characters = max(1, sum(one.characters for one in said))
+        return Measure(float(nats) / characters, right / max(1, shared), teacher_right / max(1, shared))
 
     def _batches(self) -> Iterator[SaidBatch]:
         lengths = [float(len(one.states)) for one in self.train_set]

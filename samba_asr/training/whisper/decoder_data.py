@@ -17,6 +17,7 @@ from samba_asr.text.tokenizer import UNK_ID, Tokenizer
 from samba_asr.training.batching import dev_batches
 from samba_asr.training.data import Selection, select_utterances
 from samba_asr.training.manifest import Utterance
+from samba_asr.training.whisper.decoder_teacher import DecoderTeacher
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +34,10 @@ class Said(NamedTuple):
     places: list[int]
     """Where to listen for each token and for the end."""
     characters: int
+    ids: list[int]
+    """The text as the teacher reads it; nothing where it cannot."""
+    shared: list[tuple[int, int]]
+    """Where tokens and ids have a boundary (:meth:`Interpreter.shared`)."""
 
 
 class SaidBatch(NamedTuple):
@@ -48,31 +53,42 @@ class SaidBatch(NamedTuple):
     """(batch,) int64"""
     places: Tensor
     """(batch, tokens + 1) int64"""
+    ids: list[list[int]]
+    """Of each text that the teacher reads."""
+    read: Tensor
+    """Which those are, (texts read,) int64"""
+    shared: Tensor
+    """Where its expectation is known, (positions, 4) int64: the utterance, a place among its tokens, which of the texts
+    read it is, a place among its ids."""
 
 
 def collate(said: Sequence[Said], device: torch.device) -> SaidBatch:
     """Pad utterances to a batch."""
-    batch = SaidBatch(
-        pad_sequence([one.states for one in said], batch_first=True).float(),
-        torch.tensor([len(one.states) for one in said]),
-        pad_sequence([torch.tensor(one.tokens) for one in said], batch_first=True),
-        torch.tensor([len(one.tokens) for one in said]),
-        pad_sequence([torch.tensor(one.places) for one in said], batch_first=True),
+    read = [row for row, one in enumerate(said) if one.ids]
+    shared = [(row, ours, text, theirs) for text, row in enumerate(read) for ours, theirs in said[row].shared]
+    return SaidBatch(
+        pad_sequence([one.states for one in said], batch_first=True).float().to(device),
+        torch.tensor([len(one.states) for one in said], device=device),
+        pad_sequence([torch.tensor(one.tokens) for one in said], batch_first=True).to(device),
+        torch.tensor([len(one.tokens) for one in said], device=device),
+        pad_sequence([torch.tensor(one.places) for one in said], batch_first=True).to(device),
+        [said[row].ids for row in read],
+        torch.tensor(read, device=device, dtype=torch.int64),
+        torch.tensor(shared, device=device, dtype=torch.int64).view(-1, 4),
     )
-    return SaidBatch(*(tensor.to(device) for tensor in batch))
 
 
 def listen(
     model: SambaASR,
     tokenizer: Tokenizer,
     utterances: Sequence[Utterance],
+    teacher: DecoderTeacher,
     *,
     max_duration: float,
-    most_tokens: int,
     text_form: TextForm,
 ) -> list[Said]:
     """Return utterances as a model hears them, from short to long, those left out that the decoder cannot learn from:
-    longer than max_duration (seconds) or most_tokens, with characters that no piece writes, or that CTC cannot place.
+    longer than max_duration (seconds), with characters that no piece writes, or that CTC cannot place.
 
     Raises ValueError for audio that cannot be read.
     """
@@ -87,9 +103,9 @@ def listen(
     said: list[Said] = []
     batches = dev_batches([utterance.duration for utterance in chosen.utterances], BATCH_SECONDS)
     for batch in tqdm(batches, desc="states", unit="batch", mininterval=5, leave=False):
-        kept = [i for _, i in batch if UNK_ID not in chosen.tokens[i] and len(chosen.tokens[i]) <= most_tokens]
+        kept = [i for _, i in batch if UNK_ID not in chosen.tokens[i]]
         if kept:
-            said += _listen(model, tokenizer, chosen, kept)
+            said += _listen(model, tokenizer, teacher, chosen, kept)
     size = sum(one.states.numel() for one in said) * 2 / 1e9
     hours = sum(len(one.states) for one in said) * model.seconds_per_state / 3600
     log.info("%d of %d utterances, %.2f h, states: %.2f GB", len(said), len(utterances), hours, size)
@@ -97,7 +113,9 @@ def listen(
 
 
 @torch.no_grad()
-def _listen(model: SambaASR, tokenizer: Tokenizer, chosen: Selection, batch: list[int]) -> list[Said]:
+def _listen(
+    model: SambaASR, tokenizer: Tokenizer, teacher: DecoderTeacher, chosen: Selection, batch: list[int]
+) -> list[Said]:
     device = model.ctc_head.weight.device
     waveforms = [_waveform(chosen.utterances[i], model.config.features.sample_rate) for i in batch]
     lengths = torch.tensor([len(waveform) for waveform in waveforms], device=device)
@@ -114,6 +132,7 @@ def _listen(model: SambaASR, tokenizer: Tokenizer, chosen: Selection, batch: lis
             tokens[row].tolist(),
             listening_places(first, counts[row], length),
             len(tokenizer.decode(tokens[row].tolist())),
+            *teacher.read(tokens[row].tolist()),
         )
         for row, (first, length) in enumerate(zip(firsts, state_lengths.tolist(), strict=True))
         if first is not None

@@ -1,4 +1,4 @@
-"""Where a decoder that learns from a Whisper decoder starts, and what that says when it hears no more than the student.
+"""Where a decoder that learns from a Whisper decoder starts.
 
 Norms, feed-forward layers, and the value and output projections of cross-attention are copied; a mamba2 mixer that
 resembles self-attention starts from it, as in the encoder. Windows begin by hearing all their states alike.
@@ -7,7 +7,6 @@ resembles self-attention starts from it, as in the encoder. Windows begin by hea
 import dataclasses
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from samba_asr.config import CTCConfig, DecoderConfig, ModelConfig
@@ -15,51 +14,12 @@ from samba_asr.model.asr import SambaASR
 from samba_asr.model.decoder import Decoder, DecoderBlock
 from samba_asr.model.listening import Window
 from samba_asr.ssm.mixer import Mamba2
-from samba_asr.text.tokenizer import BLANK_ID, UNK_ID, Tokenizer
+from samba_asr.text.tokenizer import Tokenizer
+from samba_asr.training.whisper.decoder_teacher import Norm
 from samba_asr.training.whisper.network import Block, Teacher
 from samba_asr.training.whisper.settings import DecoderDistilConfig
 from samba_asr.training.whisper.student import copy_attention, resembles
-from samba_asr.training.whisper.tokens import spellings, token_embeddings
-from samba_asr.training.whisper.vocabulary import WhisperVocabulary
-
-NEVER = -1e4
-"""The teacher's logit of what no text holds."""
-
-
-class TeacherReader(nn.Module):
-    """A Whisper decoder that reads and writes the student's tokens and hears the student's windows."""
-
-    embeddings: Tensor
-    prompt: Tensor
-
-    def __init__(self, teacher: Teacher, whisper: WhisperVocabulary, tokenizer: Tokenizer, config: ModelConfig) -> None:
-        super().__init__()
-        self.decoder = teacher.decoder
-        self.before, self.after = config.decoder.window_before, config.decoder.window_after
-        embedding = teacher.decoder.token_embedding.weight
-        self.register_buffer("embeddings", token_embeddings(tokenizer, whisper, embedding))
-        self.register_buffer("prompt", embedding[list(whisper.prompt[:-1])])  # its last mark is the begin token
-
-    @property
-    def longest(self) -> int:
-        """Tokens of a text, begin included, for which it has positions."""
-        return len(self.decoder.positional_embedding) - len(self.prompt)
-
-    def forward(self, tokens: Tensor, memory: Tensor, lengths: Tensor, places: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Score the token after each of these.
-
-        tokens, places: (batch, tokens) int64, as :meth:`Decoder.forward` has them; memory: (batch, states, d_model),
-        with a norm; lengths: (batch,) int64 states. Returns logits (batch, tokens, vocab_size), float32, and what
-        leaves each block, (batch, tokens, d_model).
-        """
-        x = torch.cat([self.prompt.expand(len(tokens), -1, -1), self.embeddings[tokens]], 1)
-        places = torch.cat([places[:, :1].expand(-1, len(self.prompt)), places], 1).unsqueeze(-1)
-        states = torch.arange(memory.shape[1], device=memory.device)
-        heard = (states >= places - self.before) & (states < places + self.after) & (states < lengths[:, None, None])
-        outputs = [output[:, len(self.prompt) :] for output in self.decoder.hear(x, memory, heard)]
-        logits = F.linear(self.decoder.ln(outputs[-1]), self.embeddings).float()
-        logits[..., [BLANK_ID, UNK_ID]] = NEVER
-        return logits, outputs
+from samba_asr.training.whisper.tokens import spellings
 
 
 def read_blocks(
@@ -112,8 +72,9 @@ def widened(old: SambaASR, pieces: Tokenizer, tokenizer: Tokenizer, config: Deco
 
 
 @torch.no_grad()
-def start_decoder(decoder: Decoder, teacher: Teacher, layers: list[int], embeddings: Tensor) -> None:
-    """Copy some of the teacher's layers, counted from 0, into a decoder of as many, and set its embeddings.
+def start_decoder(decoder: Decoder, teacher: Teacher, layers: list[int], embeddings: Tensor, norm: Norm) -> None:
+    """Copy some of the teacher's layers, counted from 0, into a decoder of as many, and set its embeddings and the norm
+    of what it hears.
 
     embeddings: (vocab_size, d_model). Raises ValueError for layers that the teacher lacks.
     """
@@ -127,7 +88,8 @@ def start_decoder(decoder: Decoder, teacher: Teacher, layers: list[int], embeddi
         assert isinstance(block, DecoderBlock) and isinstance(taught, Block)
         _copy_block(block, taught)
     if isinstance(decoder.memory_norm, nn.LayerNorm):
-        decoder.memory_norm.load_state_dict(teacher.encoder.ln_post.state_dict())
+        decoder.memory_norm.load_state_dict(norm.norm.state_dict())
+        decoder.memory_norm.bias.add_(norm.means.mean(0))
     decoder.norm.load_state_dict(teacher.decoder.ln.state_dict())
     decoder.embedding.weight.copy_(embeddings)  # the output is tied to it, as Whisper's
 

@@ -64,15 +64,24 @@ class Reader(nn.Module):
         views = said.unflatten(0, (-1, len(taught)))[:, rows]
         return torch.stack([self._divergence(self._expected(view, lengths, texts), wanted) for view in views]).mean()
 
-    def _expected(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
-        """Return what the decoder's output matrix is given at each text's tokens and end, (tokens, d_model)."""
+    def hear(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+        """Return what leaves each of the decoder's blocks after the prompt and after each token of a text, (batch,
+        tokens + 1, d_model), what follows a text's end being undefined.
+
+        states: (batch, states, d_model); lengths: (batch,) int64; texts: from :meth:`read`, a batch.
+        """
         prompt, device = self.vocabulary.prompt, states.device
         longest = max(map(len, texts))
         ids = torch.tensor([[*prompt, *text, *[0] * (longest - len(text))] for text in texts], device=device)
         heard = valid_mask(lengths, states.shape[1])[:, None].expand(-1, ids.shape[1], -1)
         outputs = self.decoder.hear(self.decoder.token_embedding(ids), states, heard)
-        own = valid_mask(torch.tensor([len(text) + 1 for text in texts], device=device), longest + 1)
-        expected: Tensor = self.decoder.ln(outputs[-1])[:, len(prompt) - 1 :][own]
+        return [output[:, len(prompt) - 1 :] for output in outputs]
+
+    def _expected(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Return what the decoder's output matrix is given at each text's tokens and end, (tokens, d_model)."""
+        outputs = self.hear(states, lengths, texts)
+        counts = torch.tensor([len(text) + 1 for text in texts], device=states.device)
+        expected: Tensor = self.decoder.ln(outputs[-1])[valid_mask(counts, outputs[-1].shape[1])]
         return expected
 
     def _divergence(self, said: Tensor, wanted: Tensor) -> Tensor:

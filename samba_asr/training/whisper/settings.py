@@ -121,8 +121,11 @@ class DecoderDistilConfig:
     mixer: MixerConfig = field(default_factory=lambda: MixerConfig(expand=1, groups=0))
     """What takes self-attention's place; it starts from that as distil.py's mixers do. Not hydra, which hears what
     comes later."""
+    teacher_run: str | None = None
+    """Folder of distil.py from which the encoder came: its norm, and the means that it took off the teacher's states,
+    make the teacher's of the encoder's states. None: the teacher's last norm does."""
     window_before: int = 12
-    """States heard before the place where the next token is expected, by teacher and student."""
+    """States heard before the place where the next token is expected. The teacher hears all."""
     window_after: int = 24
     """States heard from that place on."""
     minutes: float = 20.0

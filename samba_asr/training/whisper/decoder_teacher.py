@@ -1,0 +1,81 @@
+"""The teacher of a decoder: Whisper's, which reads the same transcripts in its own tokens and hears the same states."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from samba_asr.training.whisper.interpreter import Interpreter
+from samba_asr.training.whisper.matching import Matching
+from samba_asr.training.whisper.network import Teacher
+from samba_asr.training.whisper.reading import Reader
+
+
+class Norm(NamedTuple):
+    """What makes the teacher's states of a student's."""
+
+    norm: nn.LayerNorm
+    means: Tensor
+    """Added at each place of the teacher's window, (places, d_model): the mean state there, which a student lacks."""
+    stride: int
+    """The teacher's places for each of the student's states."""
+
+
+def whisper_norm(teacher: Teacher, subsampling: str, run: str | None) -> Norm:
+    """Return the norm and the means that ``distil.py`` left in the folder ``run``; without one, the teacher's own norm.
+
+    Raises FileNotFoundError or ValueError for a folder without them, or of another teacher.
+    """
+    width = teacher.d_model
+    if run is None:
+        return Norm(teacher.encoder.ln_post, torch.zeros(1, width), 1)
+    matching = Matching(run, [])
+    if matching.means.shape[1] != width or matching.config["subsampling"] != subsampling:
+        raise ValueError(
+            f"teacher_run ({run}): its states ({matching.means.shape[1]} channels, {matching.config['subsampling']}) "
+            f"must have the teacher's width ({width}) and the model's rate ({subsampling})"
+        )
+    return Norm(matching.norm, matching.means, matching.stride)
+
+
+class Heard(NamedTuple):
+    """What the teacher's decoder makes of states and a text, (batch, its tokens + 1, d_model) each."""
+
+    expected: Tensor
+    """What its output matrix is given."""
+    outputs: list[Tensor]
+    """What leaves its blocks."""
+
+
+class DecoderTeacher(nn.Module):
+    """Whisper's decoder, frozen, that hears all of the student's states and says what it expects in the student's
+    tokens."""
+
+    means: Tensor
+
+    def __init__(self, reader: Reader, interpreter: Interpreter, norm: Norm) -> None:
+        super().__init__()
+        self.reader, self.interpreter, self.stride = reader, interpreter, norm.stride
+        self.norm = norm.norm.requires_grad_(False)
+        self.register_buffer("means", norm.means)
+
+    def read(self, tokens: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the teacher's ids of a text, and where they and the student's tokens can be compared
+        (:meth:`Interpreter.shared`): nothing where the teacher cannot read it."""
+        ids = self.reader.read(tokens)
+        shared = self.interpreter.shared(tokens, ids) if ids else []
+        return (ids, shared) if shared else ([], [])
+
+    def forward(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Heard:
+        """states: (batch, states, d_model), the student's; lengths: (batch,) int64; texts: ids from :meth:`read`."""
+        places = (self.stride * torch.arange(states.shape[1], device=states.device)).clamp_max(len(self.means) - 1)
+        memory = self.norm(states) + self.means[places]
+        outputs = self.reader.hear(memory, lengths, texts)
+        return Heard(self.reader.decoder.ln(outputs[-1]), outputs)
+
+    def probabilities(self, expected: Tensor) -> Tensor:
+        """Return those of the student's tokens, (positions, vocab_size), from what the output matrix is given."""
+        found: Tensor = self.interpreter(F.linear(expected, self.reader.decoder.token_embedding.weight))
+        return found
