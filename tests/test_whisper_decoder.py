@@ -26,7 +26,6 @@ from samba_asr.training.whisper.decoder import DecoderDistillation, distil_decod
 from samba_asr.training.whisper.decoder_data import collate
 from samba_asr.training.whisper.decoder_start import read_blocks, start_decoder
 from samba_asr.training.whisper.decoder_teacher import DecoderTeacher, Norm
-from samba_asr.training.whisper.interpreter import Interpreter
 from samba_asr.training.whisper.network import build_teacher
 from samba_asr.training.whisper.reading import Reader
 from samba_asr.training.whisper.settings import DecoderDistilConfig
@@ -99,8 +98,7 @@ def test_the_teacher_reads_its_tokens_and_hears_everything(data, teacher, stride
     tokenizer, whisper = load_checkpoint(data / "own")[1], WhisperVocabulary.load(data / "tokenizer.json")
     norm = Norm(torch.nn.LayerNorm(D_MODEL), torch.randn(40, D_MODEL), stride)
     torch.nn.init.normal_(norm.norm.weight)
-    interpreter = Interpreter(whisper, 300, tokenizer)
-    taught = DecoderTeacher(Reader(teacher.decoder, whisper, tokenizer), interpreter, norm)
+    taught = DecoderTeacher(Reader(teacher.decoder, whisper, tokenizer), norm)
     texts = ["the king of the inn", "a ring"]
     read = [taught.read(tokenizer.encode(text)) for text in texts]
     ids = [ids for ids, _ in read]
@@ -117,7 +115,7 @@ def test_the_teacher_reads_its_tokens_and_hears_everything(data, teacher, stride
         expected = expected[0, len(whisper.prompt) - 1 :]
         said = heard.expected[row, : len(text) + 1]
         close(teacher.decoder.ln(heard.outputs[-1][row, : len(text) + 1]), said)
-        close(taught.probabilities(said), interpreter(expected))
+        close(taught.reader.probabilities(said), taught.reader.interpreter(expected))
 
 
 @torch.no_grad()

@@ -102,7 +102,7 @@ def test_the_error_is_that_of_known_utterances_under_the_run_s_norm(run, clips):
     place = next(place for place, known in enumerate(matching.places) if known)
     torch.manual_seed(0)
     states, lengths = torch.randn(2, 60, D_MODEL), torch.tensor([60, 45])
-    error, reading = matching(states, lengths, batch_of([0, place]))
+    error, reading, _ = matching(states, lengths, batch_of([0, place]))
     assert reading is None
     target = matching.targets(batch_of([place]), [0], torch.tensor([45])).states[0].double()
     said = matching.norm(states[1, :45]).double()

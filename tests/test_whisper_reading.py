@@ -24,7 +24,7 @@ from samba_asr.training.run import train
 from samba_asr.training.whisper import reading as module
 from samba_asr.training.whisper.matching import LiveMatching
 from samba_asr.training.whisper.network import build_teacher
-from samba_asr.training.whisper.reading import Reader
+from samba_asr.training.whisper.reading import Expectation, Reader, divergence_from
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 
 VOCAB_SIZE = 300
@@ -72,7 +72,8 @@ def test_the_divergence_is_that_of_each_text_alone(reader, teacher, monkeypatch,
     lengths = torch.tensor([9, 4, 14, 0])
     torch.manual_seed(0)
     said, taught = torch.randn(8, 14, D_MODEL, requires_grad=True), torch.randn(4, 14, D_MODEL)
-    found = reader(said, taught, lengths, texts)
+    found, _, read = reader(said, taught, lengths, texts)
+    assert read == [0, 2]
     rows = [(view, row) for view in (0, 4) for row in (0, 2)]
     sums = [
         divergence(teacher, reader, said[view + row, : lengths[row]], taught[row, : lengths[row]], texts[row])
@@ -94,13 +95,13 @@ def test_the_gradient_leads_to_the_teacher_s_states(reader):
     lengths = torch.tensor([12])
     torch.manual_seed(1)
     taught = torch.randn(1, 12, D_MODEL)
-    assert reader(taught, taught, lengths, text).item() == pytest.approx(0.0, abs=1e-6)
+    assert reader(taught, taught, lengths, text).divergence.item() == pytest.approx(0.0, abs=1e-6)
     said = (taught + 0.3 * torch.randn_like(taught)).requires_grad_()
     optimiser = torch.optim.Adam([said], lr=1e-2)
     divergences = []
     for _ in range(30):
         optimiser.zero_grad()
-        loss = reader(said, taught, lengths, text)
+        loss = reader(said, taught, lengths, text).divergence
         loss.backward()
         optimiser.step()
         divergences.append(loss.item())
@@ -112,14 +113,49 @@ def test_in_half_precision_sums_are_float32(reader):
     lengths = torch.tensor([12])
     torch.manual_seed(2)
     said, taught = torch.randn(1, 12, D_MODEL, requires_grad=True), torch.randn(1, 12, D_MODEL)
-    whole = reader(said, taught, lengths, texts)
+    whole = reader(said, taught, lengths, texts).divergence
     with torch.autocast("cpu", torch.bfloat16):
-        half = reader(said, taught, lengths, texts)
+        half = reader(said, taught, lengths, texts).divergence
         (gradient,) = torch.autograd.grad(half, said)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(whole.item(), rel=0.02)
     (expected_gradient,) = torch.autograd.grad(whole, said)
     assert F.cosine_similarity(gradient.flatten(), expected_gradient.flatten(), 0) > 0.99
+
+
+def test_what_it_expects_is_told_in_the_student_s_tokens(reader, teacher, folder):
+    """Of the texts read, where both tokenizers have a boundary, from the teacher's states."""
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    said = ["the king", "", "a ring of the inn", "the ring"]
+    tokens = [tokenizer.encode(text) for text in said]
+    texts, lengths = [reader.read(row) for row in tokens], torch.tensor([9, 4, 14, 0])
+    torch.manual_seed(3)
+    states, taught = torch.randn(4, 14, D_MODEL), torch.randn(4, 14, D_MODEL)
+    found = reader.expectation(reader(states, taught, lengths, texts), texts, tokens)
+    positions = []
+    for row in (0, 2):
+        wanted = reader.interpreter(expected(teacher, reader, taught[row, : lengths[row]], texts[row]).float())
+        for ours, theirs in reader.interpreter.shared(tokens[row], texts[row]):
+            close(found.probabilities[len(positions)], wanted[theirs])
+            positions.append((row, ours))
+    assert list(zip(found.rows.tolist(), found.places.tolist(), strict=True)) == positions
+    assert reader.expectation(reader(states, taught, lengths, texts), texts, [[UNK_ID]] * 4) is None
+
+
+def test_the_divergence_from_what_is_expected():
+    """Two views, against float64; where nothing is expected nothing is to be learnt."""
+    torch.manual_seed(4)
+    logits = torch.randn(2, 3, 5, 7, requires_grad=True)
+    rows, places = torch.tensor([0, 2, 2]), torch.tensor([4, 0, 3])
+    wanted = torch.randn(3, 7).softmax(-1)
+    wanted[1] = 0
+    found = divergence_from(Expectation(rows, places, wanted), logits)
+    said = logits[:, rows, places].double().log_softmax(-1)
+    terms = wanted.double() * (wanted.double().clamp_min(1e-30).log() - said)
+    assert found.item() == pytest.approx(terms.sum().item() / 6, rel=1e-5)
+    (gradient,) = torch.autograd.grad(found, logits)
+    moved = {(row, place) for _, row, place, _ in gradient.nonzero().tolist()}
+    assert moved == {(0, 4), (2, 3)}
 
 
 def test_texts_are_read_in_the_teacher_s_tokens(reader, folder):
@@ -172,6 +208,15 @@ def test_listening_along_it_reads_what_both_say(run, clips, reader, teacher):  #
     silent = matching(states, lengths.repeat(2), unspoken)
     assert silent.reading is None
     close(silent.states, found.states)
+    assert found.expectation is None
+    matching.interprets = True
+    torch.manual_seed(5)
+    told = matching(states, lengths.repeat(2), batch).expectation
+    shared = [reader.interpreter.shared(tokens[row], texts[row]) for row in range(2, count)]
+    expected_places = [(row, ours) for row, pairs in enumerate(shared, 2) for ours, _ in pairs]
+    assert list(zip(told.rows.tolist(), told.places.tolist(), strict=True)) == expected_places
+    torch.manual_seed(5)
+    assert matching(states, lengths.repeat(2), unspoken).expectation is None
 
 
 def test_training_lowers_what_the_decoder_expects(run, clips, folder, tmp_path):  # noqa: F811
@@ -212,12 +257,55 @@ def test_training_lowers_what_the_decoder_expects(run, clips, folder, tmp_path):
     assert all(name.startswith("model.") for name in state)  # nothing of the teacher
 
 
+def test_training_lowers_the_divergence_from_what_the_teacher_expects(run, clips, folder, tmp_path):  # noqa: F811
+    """Also of transcripts given in other tokens, and heard twice."""
+    out, _, config = run
+    write_manifest(tmp_path / "clips.jsonl", utterances(clips))
+    manifest = str(tmp_path / "clips.jsonl")
+    data = DataConfig(manifest, manifest, str(folder / "tokenizer.model"), 40.0, num_workers=0, dev_utterances=1)
+    tuning = EncoderTuningConfig(
+        weights=str(out / "encoder.safetensors"),
+        teacher_run=str(out),
+        teacher=str(folder / "teacher.pt"),
+        teacher_tokenizer=str(folder / "tokenizer.json"),
+    )
+    decoder = DecoderConfig(n_layers=1, d_ff=32, mixer=config.encoder.mixer)
+    settings = TrainingConfig(
+        data=dataclasses.replace(data, speed_factors=[1.0]),
+        model=dataclasses.replace(
+            config, encoder=dataclasses.replace(config.encoder, n_layers=N_LAYERS), decoder=decoder
+        ),
+        encoder=tuning,
+        optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=2),
+        expectation_weight=5.0,
+        consistency_weight=0.2,
+        spelt_share=0.2,
+        token_noise=0.1,
+        max_steps=12,
+        average_last=1,
+        accelerator="cpu",
+    )
+    train(settings, tmp_path / "run")
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if "loss" in row]
+    for row in rows:
+        others = 0.3 * row["teacher"] + row["reading"] + 5.0 * row["expectation"] + 0.2 * row["consistency"]
+        assert row["loss"] == pytest.approx(0.3 * row["ctc"] + 0.7 * row["decoder"] + others, rel=1e-4)
+    assert rows[-1]["expectation"] < 0.9 * rows[0]["expectation"]
+
+
 def test_decoders_that_cannot_read_along(run, clips, folder, tmp_path, monkeypatch):  # noqa: F811
     out, _, config = run
     with pytest.raises(ValueError, match=r"encoder\.teacher_tokenizer \(t\.json\) needs encoder\.teacher, whose"):
         EncoderTuningConfig(teacher_run="run", teacher_tokenizer="t.json")
     with pytest.raises(ValueError, match=r"encoder\.reading_weight \(0\.0\) must be positive"):
         EncoderTuningConfig(reading_weight=0.0)
+    data = DataConfig("a.jsonl", "b.jsonl", "tokenizer.model")
+    with pytest.raises(
+        ValueError, match=r"expectation_weight \(0\.5\) needs encoder\.teacher_tokenizer, whose teacher"
+    ):
+        TrainingConfig(data=data, expectation_weight=0.5)
+    with pytest.raises(ValueError, match=r"expectation_weight \(-1\.0\) must not be negative"):
+        TrainingConfig(data=data, expectation_weight=-1.0)
     small = build_teacher(teacher_weights(VOCAB_SIZE=200))
     vocabulary = WhisperVocabulary.load(folder / "tokenizer.json")
     with pytest.raises(ValueError, match=r"the vocabulary .* is not the teacher's, which has 200 ids"):

@@ -165,10 +165,12 @@ class SambaASR(nn.Module):
         label_smoothing: float = 0.1,
         token_noise: float = 0.0,
         chunk: int | None = None,
+        logits: list[Tensor] | None = None,
     ) -> Losses:
         """As :meth:`loss`, from :meth:`encode`'s states. With ctc_weight 1 the decoder does not run; its loss is 0.
         CTC's loss is divided by the number of its pieces. token_noise: share of the tokens that the decoder reads, in
-        training, which are others of the batch (:func:`exchanged`). chunk: as in :meth:`ctc_log_probs`."""
+        training, which are others of the batch (:func:`exchanged`). chunk: as in :meth:`ctc_log_probs`. logits: a
+        list to which the decoder's are appended, (batch, tokens + 1, vocab_size), if it runs."""
         pieces, counts = self.spell(tokens, token_lengths)
         lengths = torch.tensor([len(text) for text in pieces], device=tokens.device)
         log_probs = self.ctc_log_probs(encoder_out, encoder_lengths, chunk)
@@ -188,7 +190,9 @@ class SambaASR(nn.Module):
             firsts = align(log_probs.detach(), encoder_lengths.tolist(), pieces)
             places = self._places(firsts, counts, encoder_lengths)
         noise = token_noise if self.training else 0.0
-        decoder = self.decoder_loss(encoder_out, encoder_lengths, tokens, token_lengths, label_smoothing, places, noise)
+        decoder = self.decoder_loss(
+            encoder_out, encoder_lengths, tokens, token_lengths, label_smoothing, places, noise, logits
+        )
         return Losses(ctc_weight * ctc + (1 - ctc_weight) * decoder, ctc, decoder)
 
     def _places(
@@ -213,14 +217,18 @@ class SambaASR(nn.Module):
         label_smoothing: float = 0.1,
         places: Tensor | None = None,
         token_noise: float = 0.0,
+        said: list[Tensor] | None = None,
     ) -> Tensor:
         """Return the decoder's cross-entropy a token, end tokens counted; places: (batch, tokens + 1), as in
-        :meth:`Decoder.forward`; other arguments as in :meth:`loss_from_states`."""
+        :meth:`Decoder.forward`; said: a list to which the logits are appended; other arguments as in
+        :meth:`loss_from_states`."""
         inputs, targets = decoder_pairs(tokens, token_lengths)
         if token_noise:
             inputs = exchanged(inputs, token_lengths + 1, token_noise)
         memory = self.decoder.read_memory(encoder_out, encoder_lengths)
         logits, _ = self.decoder(inputs, token_lengths + 1, memory, places)
+        if said is not None:
+            said.append(logits)
         return F.cross_entropy(
             logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
             targets.flatten(),

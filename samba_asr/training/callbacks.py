@@ -25,6 +25,7 @@ COLUMNS = (
     "decoder",
     "teacher",
     "reading",
+    "expectation",
     "text",
     "consistency",
     "grad_norm",
@@ -39,9 +40,9 @@ COLUMNS = (
 )
 """Of metrics.csv. Losses are means over the steps since the row before that had them, and ``loss`` is all that was
 lowered: what the transcripts give, and by weight the distance from a teacher's states (``teacher``) and from what its
-decoder expects (``reading``), the decoder's loss on text (``text``) and the divergence between two views
-(``consistency``). A cell without a value is empty. The last row has the scores of the exported weights, and a 1 under
-``exported``."""
+decoder expects (``reading``, the encoder's; ``expectation``, the decoder's), the decoder's loss on text (``text``) and
+the divergence between two views (``consistency``). A cell without a value is empty. The last row has the scores of the
+exported weights, and a 1 under ``exported``."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -259,6 +259,10 @@ class TrainingConfig:
     """Share of the CTC loss; the rest is the decoder's cross-entropy."""
     label_smoothing: float = 0.1
     """Of the decoder's cross-entropy."""
+    expectation_weight: float = 0.0
+    """The divergence of the decoder's next token from what the teacher's decoder expects of its own encoder's states,
+    nats a token, times this is added to the loss; it needs encoder.teacher_tokenizer. The two are compared where both
+    tokenizers have a boundary, texts' ends aside."""
     token_noise: float = 0.0
     """Share of the tokens that the decoder reads of a transcript which are others of the batch (SwitchOut, arXiv
     1808.07512), so that it listens and does not learn transcripts by heart."""
@@ -307,6 +311,11 @@ class TrainingConfig:
         )
         require(self.max_minutes is None or self.max_minutes > 0, f"max_minutes ({self.max_minutes}) must be positive")
         require(0 <= self.ctc_weight <= 1, f"ctc_weight ({self.ctc_weight}) must be in [0, 1]")
+        require(self.expectation_weight >= 0, f"expectation_weight ({self.expectation_weight}) must not be negative")
+        require(
+            not self.expectation_weight or self.encoder.teacher_tokenizer is not None,
+            f"expectation_weight ({self.expectation_weight}) needs encoder.teacher_tokenizer, whose teacher tells",
+        )
         require(0 <= self.token_noise < 1, f"token_noise ({self.token_noise}) must be at least 0 and below 1")
         require(0 <= self.spelt_share < 1, f"spelt_share ({self.spelt_share}) must be at least 0 and below 1")
         require(self.consistency_weight >= 0, f"consistency_weight ({self.consistency_weight}) must not be negative")

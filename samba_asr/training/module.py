@@ -26,6 +26,7 @@ from samba_asr.training.resume import tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share, run_progress
 from samba_asr.training.text import TextBatches
 from samba_asr.training.whisper.matching import Matching
+from samba_asr.training.whisper.reading import divergence_from
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ class StepLosses(NamedTuple):
     """Distance from the teacher's states, None without a teacher or while its blocks are frozen."""
     reading: Tensor | None
     """Divergence of what the teacher's decoder expects of the student's states, None where it does not read along."""
+    expectation: Tensor | None
+    """Divergence of what the decoder expects from what the teacher's does, None where that is not asked for."""
     text: Tensor | None
     """The decoder's loss on text without recordings, None without any."""
     consistency: Tensor | None
@@ -191,7 +194,10 @@ class TrainingModule(lightning.LightningModule):
         outputs: list[Tensor] = []
         states, lengths = self.model.encode_features(features, lengths, chunk, outputs)
         settings = self._loss_settings if self._decoder_learns() else {**self._loss_settings, "ctc_weight": 1.0}
-        recordings = self.model.loss_from_states(states, lengths, tokens, token_lengths, chunk=chunk, **settings)
+        logits: list[Tensor] = []
+        recordings = self.model.loss_from_states(
+            states, lengths, tokens, token_lengths, chunk=chunk, logits=logits, **settings
+        )
         consistency = None
         if views > 1:
             divergence = consistency_loss(self.model.ctc_log_probs(states, lengths, chunk), lengths)
@@ -199,9 +205,14 @@ class TrainingModule(lightning.LightningModule):
         distances = None
         (matching,) = self._matching
         if matching is not None and self.global_step >= encoder.frozen_steps:
-            distances = matching(outputs[-1 - encoder.new_blocks], lengths, batch)
-        teacher, reading = (None, None) if distances is None else distances
-        return StepLosses(recordings, teacher, reading, self._text_loss(), consistency)
+            count = len(batch.places)
+            read = batch._replace(tokens=tokens[:count], token_lengths=token_lengths[:count])
+            distances = matching(outputs[-1 - encoder.new_blocks], lengths, read)
+        teacher, reading, expectation = (None, None, None) if distances is None else distances
+        expected = None
+        if expectation is not None and logits:
+            expected = divergence_from(expectation, logits[0].unflatten(0, (views, -1)))
+        return StepLosses(recordings, teacher, reading, expected, self._text_loss(), consistency)
 
     def _decoder_learns(self) -> bool:
         return bool(self.global_step >= self.config.decoder_from_step)
@@ -224,6 +235,7 @@ class TrainingModule(lightning.LightningModule):
         weights = {
             "teacher": self.config.encoder.teacher_weight,
             "reading": self.config.encoder.reading_weight,
+            "expectation": self.config.expectation_weight,
             "text": self.config.text.weight,
             "consistency": self.config.consistency_weight,
         }

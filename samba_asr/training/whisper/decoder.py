@@ -39,9 +39,8 @@ from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.decoder_data import Said, SaidBatch, collate, listen
 from samba_asr.training.whisper.decoder_start import goes_on, read_blocks, start_decoder, widened
 from samba_asr.training.whisper.decoder_teacher import DecoderTeacher, Norm, whisper_norm
-from samba_asr.training.whisper.interpreter import Interpreter
 from samba_asr.training.whisper.network import Teacher, build_teacher
-from samba_asr.training.whisper.reading import Reader
+from samba_asr.training.whisper.reading import Expectation, Reader, divergence_from
 from samba_asr.training.whisper.settings import DecoderDistilConfig
 from samba_asr.training.whisper.student import relative_error
 from samba_asr.training.whisper.tokens import build_tokenizer, token_embeddings, token_shares, word_counts
@@ -53,8 +52,6 @@ log = logging.getLogger(__name__)
 CHECKPOINT_FOLDER, STATE_FILE, CONFIG_FILE = "checkpoint", "state.pt", "config.json"
 GRADIENT_CLIP = 1.0
 WEIGHT_DECAY = 0.01
-_POSITIONS_AT_ONCE = 2048
-"""Whose probabilities of all of Whisper's ids are in memory together: 0.4 GB in float32."""
 TEXT_WEIGHT = 0.5
 """Of a word in the texts, beside 1 for one in the transcripts, when tokens are chosen."""
 
@@ -103,10 +100,9 @@ def _words_of(files: list[str], text_form: TextForm) -> Counter[str]:
 class Taught(NamedTuple):
     """What the teacher says where it can be compared."""
 
-    probabilities: Tensor
-    """(positions, vocab_size), of the student's tokens."""
+    expectation: Expectation
     outputs: list[Tensor]
-    """Of its blocks, (positions, d_model) each."""
+    """Of its blocks there, (positions, d_model) each."""
 
 
 class Measure(NamedTuple):
@@ -135,10 +131,8 @@ class DecoderDistillation:
         self.model, self.tokenizer = self._start(old, pieces, teacher, whisper, spoken, norm)
         self.model.to(self.device).eval()
         self.decoder = self.model.decoder
-        reader = Reader(teacher.decoder, whisper, self.tokenizer)
-        ids = teacher.decoder.token_embedding.num_embeddings
-        interpreter = Interpreter(whisper, ids, self.tokenizer, config.text_form)
-        self.teacher = DecoderTeacher(reader, interpreter, norm).to(self.device)
+        reader = Reader(teacher.decoder, whisper, self.tokenizer, config.text_form)
+        self.teacher = DecoderTeacher(reader, norm).to(self.device)
         layers, kept = len(teacher.decoder.blocks), len(self.decoder.blocks)
         self.followed = [(i + 1) * layers // kept - 1 for i in range(kept)]
         """The teacher's layer whose output each of the student's has to give."""
@@ -285,14 +279,11 @@ class DecoderDistillation:
             missed = self.decoder.memory_norm(batch.states) * heard.unsqueeze(-1).to(batch.states)
             places = batch.places + jitter.to(self.device)
             logits, outputs = read_blocks(self.decoder, inputs, lengths, missed, batch.lengths, places)
-        said = logits.float().log_softmax(-1)
-        losses = {"ce": F.nll_loss(said[own], targets[own])}
+        losses = {"ce": F.cross_entropy(logits[own].float(), targets[own])}
         if taught is not None:
-            row, place, _, _ = batch.shared.unbind(1)
-            wanted = taught.probabilities
-            entropy = -(wanted * wanted.clamp_min(1e-9).log()).sum(-1).mean()
-            losses["kl"] = -(wanted * said[row, place]).sum(-1).mean() - entropy
-            count = torch.tensor([len(wanted)])
+            row, place, _ = taught.expectation
+            losses["kl"] = divergence_from(taught.expectation, logits.unsqueeze(0))
+            count = torch.tensor([len(row)])
             errors = [
                 relative_error(output[row, place].unsqueeze(0), taught.outputs[layer].unsqueeze(0), count)
                 for output, layer in zip(outputs, self.followed, strict=True)
@@ -305,10 +296,10 @@ class DecoderDistillation:
         if not len(batch.shared):
             return None
         heard = self.teacher(batch.states[batch.read], batch.lengths[batch.read], batch.ids)
-        _, _, text, place = batch.shared.unbind(1)
-        parts = heard.expected[text, place].split(_POSITIONS_AT_ONCE)
-        probabilities = torch.cat([self.teacher.probabilities(part) for part in parts])
-        return Taught(probabilities, [output[text, place] for output in heard.outputs])
+        row, place, text, its_place = batch.shared.unbind(1)
+        probabilities = self.teacher.reader.probabilities(heard.expected[text, its_place])
+        outputs = [output[text, its_place] for output in heard.outputs]
+        return Taught(Expectation(row, place, probabilities), outputs)
 
     def validate(self) -> str:
         """Return, in words, how each development set is read: nats a character, and how often the likeliest token is
@@ -334,10 +325,10 @@ class DecoderDistillation:
             nats += float(F.cross_entropy(logits[own].float(), targets[own], reduction="sum"))
             taught = self._taught(batch)
             if taught is not None:
-                row, place, _, _ = batch.shared.unbind(1)
+                row, place, probabilities = taught.expectation
                 right += int((logits[row, place].argmax(-1) == targets[row, place]).sum())
-                teacher_right += int((taught.probabilities.argmax(-1) == targets[row, place]).sum())
-                shared += len(batch.shared)
+                teacher_right += int((probabilities.argmax(-1) == targets[row, place]).sum())
+                shared += len(row)
         characters = max(1, sum(one.characters for one in said))
         return Measure(float(nats) / characters, right / max(1, shared), teacher_right / max(1, shared))
 

@@ -4,10 +4,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from samba_asr.training.whisper.interpreter import Interpreter
 from samba_asr.training.whisper.matching import Matching
 from samba_asr.training.whisper.network import Teacher
 from samba_asr.training.whisper.reading import Reader
@@ -50,14 +48,13 @@ class Heard(NamedTuple):
 
 
 class DecoderTeacher(nn.Module):
-    """Whisper's decoder, frozen, that hears all of the student's states and says what it expects in the student's
-    tokens."""
+    """Whisper's decoder, frozen, that hears all of the student's states."""
 
     means: Tensor
 
-    def __init__(self, reader: Reader, interpreter: Interpreter, norm: Norm) -> None:
+    def __init__(self, reader: Reader, norm: Norm) -> None:
         super().__init__()
-        self.reader, self.interpreter, self.stride = reader, interpreter, norm.stride
+        self.reader, self.stride = reader, norm.stride
         self.norm = norm.norm.requires_grad_(False)
         self.register_buffer("means", norm.means)
 
@@ -65,7 +62,7 @@ class DecoderTeacher(nn.Module):
         """Return the teacher's ids of a text, and where they and the student's tokens can be compared
         (:meth:`Interpreter.shared`): nothing where the teacher cannot read it."""
         ids = self.reader.read(tokens)
-        shared = self.interpreter.shared(tokens, ids) if ids else []
+        shared = self.reader.interpreter.shared(tokens, ids) if ids else []
         return (ids, shared) if shared else ([], [])
 
     def forward(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Heard:
@@ -74,8 +71,3 @@ class DecoderTeacher(nn.Module):
         memory = self.norm(states) + self.means[places]
         outputs = self.reader.hear(memory, lengths, texts)
         return Heard(self.reader.decoder.ln(outputs[-1]), outputs)
-
-    def probabilities(self, expected: Tensor) -> Tensor:
-        """Return those of the student's tokens, (positions, vocab_size), from what the output matrix is given."""
-        found: Tensor = self.interpreter(F.linear(expected, self.reader.decoder.token_embedding.weight))
-        return found

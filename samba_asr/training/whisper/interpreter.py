@@ -7,13 +7,16 @@ student's few thousand tokens it has twice the nats a character (recipes/whisper
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from samba_asr.text.normalization import TextForm
 from samba_asr.text.tokenizer import EOS_ID, SPECIAL_IDS, UNK_ID, Tokenizer
-from samba_asr.training.whisper.vocabulary import WhisperVocabulary
+
+if TYPE_CHECKING:  # it needs the extra distil, which other training does not
+    from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 
 _SPLIT = "\ufffd"
 """Stands in a token's text for a part of a character."""
@@ -29,7 +32,7 @@ class Interpreter(nn.Module):
     table: Tensor
 
     def __init__(
-        self, whisper: WhisperVocabulary, vocab_size: int, tokenizer: Tokenizer, text_form: TextForm = "spoken"
+        self, whisper: "WhisperVocabulary", vocab_size: int, tokenizer: Tokenizer, text_form: TextForm = "spoken"
     ) -> None:
         super().__init__()
         self.spoken = text_form == "spoken"

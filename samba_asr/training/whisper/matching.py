@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from samba_asr.ssm.padding import mask_padding, valid_mask
 from samba_asr.training.data import Batch, read_manifests
 from samba_asr.training.whisper.network import WINDOW_SECONDS, TeacherEncoder
-from samba_asr.training.whisper.reading import Reader
+from samba_asr.training.whisper.reading import Expectation, Reader
 from samba_asr.training.whisper.student import STRIDES, relative_error
 from samba_asr.training.whisper.targets import (
     DONE_FILE,
@@ -42,6 +42,8 @@ class Distances(NamedTuple):
     """Error of the states, as :func:`relative_error` has it."""
     reading: Tensor | None
     """Divergence of what the teacher's decoder expects, nats a token (:class:`Reader`); None where none reads."""
+    expectation: Expectation | None
+    """What that decoder expects of the teacher's states, by row of the batch; None where that is not asked for."""
 
 
 class Taught(NamedTuple):
@@ -73,6 +75,8 @@ class Matching(nn.Module):
         self.register_buffer("means", torch.from_numpy(np.load(self.run / TRAIN_FOLDER / MEANS_FILE)), persistent=False)
         self.norm = self._norm()
         self.reader: Reader | None = None
+        self.interprets = False
+        """Whether the reader shall say what it expects in the student's tokens."""
 
     def _norm(self) -> nn.LayerNorm:
         try:
@@ -107,13 +111,19 @@ class Matching(nn.Module):
             taught = self.targets(batch, rows, lengths)
         targets = taught.states.repeat(views, 1, 1)
         said: Tensor = self.norm(states.unflatten(0, (views, count))[:, rows, : targets.shape[1]].flatten(0, 1).float())
-        reading = None
+        reading, expectation = None, None
         if self.reader is not None and taught.means is not None:
             tokens, counts = batch.tokens.tolist(), batch.token_lengths.tolist()  # a row at a time a GPU waits for each
             texts = [self.reader.read(tokens[row][: counts[row]]) for row in rows]
             placed = said + taught.means.repeat(views, 1, 1)
-            reading = self.reader(placed, taught.states + taught.means, lengths, texts)
-        return Distances(relative_error(said, targets, lengths.repeat(views)), reading)
+            read = self.reader(placed, taught.states + taught.means, lengths, texts)
+            if read is not None:
+                reading = read.divergence
+                if self.interprets:
+                    expectation = self.reader.expectation(read, texts, [tokens[row][: counts[row]] for row in rows])
+        if expectation is not None:
+            expectation = expectation._replace(rows=torch.tensor(rows, device=lengths.device)[expectation.rows])
+        return Distances(relative_error(said, targets, lengths.repeat(views)), reading, expectation)
 
 
 class StateMatching(Matching):

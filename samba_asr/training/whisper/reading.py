@@ -7,7 +7,7 @@ decoder knows what matters, and through it the gradient comes to the student's e
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from samba_asr.ssm.padding import valid_mask
+from samba_asr.text.normalization import TextForm
 from samba_asr.text.tokenizer import UNK_ID, Tokenizer
+from samba_asr.training.whisper.interpreter import Interpreter
 from samba_asr.training.whisper.network import TeacherDecoder
 
 if TYPE_CHECKING:  # it needs the extra distil, which other training does not
@@ -25,17 +27,58 @@ _TOKENS_AT_ONCE = 2048
 """Whose scores of all of Whisper's ids are in memory together: 0.4 GB in float32."""
 
 
+class Expectation(NamedTuple):
+    """What the teacher's decoder expects next, where the student's tokens have a boundary too."""
+
+    rows: Tensor
+    """Which text it is, (positions,) int64."""
+    places: Tensor
+    """How many of its tokens lie before, (positions,) int64."""
+    probabilities: Tensor
+    """Of the student's tokens, (positions, vocab_size)."""
+
+
+def divergence_from(expectation: Expectation, logits: Tensor) -> Tensor:
+    """Return the Kullback-Leibler divergence of a decoder's next tokens from what the teacher expects, nats a position,
+    a scalar; a position at which the teacher expects none of the student's tokens counts 0.
+
+    logits: (views, texts, places, vocab_size).
+    """
+    said = logits[:, expectation.rows, expectation.places].float().log_softmax(-1)
+    wanted = expectation.probabilities.expand_as(said)
+    return F.kl_div(said, wanted, reduction="sum") / (len(said) * said.shape[1])
+
+
+class Reading(NamedTuple):
+    """What the teacher's decoder makes of both encoders' states."""
+
+    divergence: Tensor
+    """Kullback-Leibler, of what it expects of the student's from what it expects of the teacher's, nats a token."""
+    wanted: Tensor
+    """What its output matrix is given at each token and end of the texts read, of the teacher's, (tokens, d_model)."""
+    rows: list[int]
+    """Which texts those are."""
+
+
 class Reader(nn.Module):
     """A Whisper decoder, frozen, that reads a student's transcripts in its own tokens.
 
-    Raises ValueError where the vocabulary is another model's.
+    text_form: the student's. Raises ValueError where the vocabulary is another model's.
     """
 
-    def __init__(self, decoder: TeacherDecoder, vocabulary: "WhisperVocabulary", tokenizer: Tokenizer) -> None:
+    def __init__(
+        self,
+        decoder: TeacherDecoder,
+        vocabulary: "WhisperVocabulary",
+        tokenizer: Tokenizer,
+        text_form: TextForm = "spoken",
+    ) -> None:
         super().__init__()
-        vocabulary.check_size(decoder.token_embedding.num_embeddings)
+        ids = decoder.token_embedding.num_embeddings
+        vocabulary.check_size(ids)
         self.decoder = decoder.requires_grad_(False)
         self.vocabulary, self.tokenizer = vocabulary, tokenizer
+        self.interpreter = Interpreter(vocabulary, ids, tokenizer, text_form)
 
     def read(self, tokens: Sequence[int]) -> list[int]:
         """Return the teacher's ids of a text, prompt and end left out; none where nobody speaks, where the student's
@@ -47,9 +90,8 @@ class Reader(nn.Module):
         room = len(self.decoder.positional_embedding) - len(self.vocabulary.prompt)
         return ids if len(ids) <= room else []
 
-    def forward(self, said: Tensor, taught: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Tensor | None:
-        """Return the Kullback-Leibler divergence of what is expected of said from what is expected of taught, nats a
-        token, a scalar; None where there is no text.
+    def forward(self, said: Tensor, taught: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Reading | None:
+        """Return what is expected of said and of taught; None where there is no text.
 
         said: (views * batch, states, d_model) of the student, one view of the batch after the other; taught: (batch,
         states, d_model) of the teacher; both as the decoder wants them, with the means of their places; lengths:
@@ -62,7 +104,31 @@ class Reader(nn.Module):
         with torch.no_grad():
             wanted = self._expected(taught[rows], lengths, texts)
         views = said.unflatten(0, (-1, len(taught)))[:, rows]
-        return torch.stack([self._divergence(self._expected(view, lengths, texts), wanted) for view in views]).mean()
+        each = [self._divergence(self._expected(view, lengths, texts), wanted) for view in views]
+        return Reading(torch.stack(each).mean(), wanted, rows)
+
+    def expectation(
+        self, reading: Reading, texts: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]
+    ) -> Expectation | None:
+        """Return what the teacher expects, in the student's tokens; None where no boundary is shared.
+
+        texts: as :meth:`forward` was given them; tokens: the same texts in the student's tokens.
+        """
+        found, before = [], 0
+        for row in reading.rows:
+            shared = self.interpreter.shared(tokens[row], texts[row])
+            found += [(row, ours, before + theirs) for ours, theirs in shared]
+            before += len(texts[row]) + 1
+        if not found:
+            return None
+        rows, places, positions = torch.tensor(found, device=reading.wanted.device).unbind(1)
+        return Expectation(rows, places, self.probabilities(reading.wanted[positions]))
+
+    @torch.no_grad()
+    def probabilities(self, expected: Tensor) -> Tensor:
+        """Return those of the student's tokens, (positions, vocab_size), from what the output matrix is given."""
+        weight = self.decoder.token_embedding.weight
+        return torch.cat([self.interpreter(F.linear(part, weight)) for part in expected.split(_TOKENS_AT_ONCE)])
 
     def hear(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> list[Tensor]:
         """Return what leaves each of the decoder's blocks after the prompt and after each token of a text, (batch,

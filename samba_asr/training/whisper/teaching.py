@@ -2,8 +2,9 @@
 
 import logging
 
+from samba_asr.text.normalization import TextForm
 from samba_asr.text.tokenizer import Tokenizer
-from samba_asr.training.config import TrainingConfig
+from samba_asr.training.config import EncoderTuningConfig, TrainingConfig
 from samba_asr.training.data import Selection
 from samba_asr.training.whisper.matching import LiveMatching, Matching, StateMatching
 from samba_asr.training.whisper.network import TeacherEncoder, build_teacher, build_teacher_encoder
@@ -23,8 +24,9 @@ def build_matching(config: TrainingConfig, train_set: Selection, tokenizer: Toke
         return None
     if config.encoder.teacher is not None:
         longest = config.data.max_duration / min(config.data.speed_factors)
-        encoder, reader = _listener(config.encoder.teacher, config.encoder.teacher_tokenizer, tokenizer)
+        encoder, reader = _listener(config.encoder, tokenizer, config.data.text_form)
         matching = LiveMatching(config.encoder.teacher_run, encoder, longest, reader)
+        matching.interprets = config.expectation_weight > 0
     else:
         matching = StateMatching(config.encoder.teacher_run, [utterance.audio for utterance in train_set.utterances])
     if matching.means.shape[1] != config.model.d_model:
@@ -37,8 +39,12 @@ def build_matching(config: TrainingConfig, train_set: Selection, tokenizer: Toke
     return matching
 
 
-def _listener(path: str, its_tokenizer: str | None, tokenizer: Tokenizer) -> tuple[TeacherEncoder, Reader | None]:
+def _listener(
+    settings: EncoderTuningConfig, tokenizer: Tokenizer, text_form: TextForm
+) -> tuple[TeacherEncoder, Reader | None]:
     """Return a teacher's encoder, all that its file must hold unless its decoder reads along, and that decoder."""
+    path, its_tokenizer = settings.teacher, settings.teacher_tokenizer
+    assert path is not None
     weights = read_whisper_weights(path)
     if its_tokenizer is None:
         return build_teacher_encoder(weights), None
@@ -51,7 +57,7 @@ def _listener(path: str, its_tokenizer: str | None, tokenizer: Tokenizer) -> tup
     vocabulary = WhisperVocabulary.load(its_tokenizer)
     try:
         teacher = build_teacher(weights)
-        return teacher.encoder, Reader(teacher.decoder, vocabulary, tokenizer)
+        return teacher.encoder, Reader(teacher.decoder, vocabulary, tokenizer, text_form)
     except ValueError as error:
         raise ValueError(
             f"encoder.teacher ({path}) cannot read with encoder.teacher_tokenizer ({its_tokenizer}): {error}"
