@@ -13,12 +13,14 @@ from test_whisper_vocabulary import write_vocabulary
 from whisper_cases import write_openai
 
 from samba_asr.config import DecoderConfig
+from samba_asr.model.asr import SambaASR
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import UNK_ID, Tokenizer
 from samba_asr.training.callbacks import list_checkpoints, read_metrics
 from samba_asr.training.config import DataConfig, EncoderTuningConfig, OptimiserConfig, TrainingConfig
 from samba_asr.training.data import Example, collate
 from samba_asr.training.manifest import write_manifest
+from samba_asr.training.module import TrainingModule
 from samba_asr.training.resume import read_checkpoint
 from samba_asr.training.run import train
 from samba_asr.training.whisper import reading as module
@@ -291,6 +293,28 @@ def test_training_lowers_the_divergence_from_what_the_teacher_expects(run, clips
         others = 0.3 * row["teacher"] + row["reading"] + 5.0 * row["expectation"] + 0.2 * row["consistency"]
         assert row["loss"] == pytest.approx(0.3 * row["ctc"] + 0.7 * row["decoder"] + others, rel=1e-4)
     assert rows[-1]["expectation"] < 0.9 * rows[0]["expectation"]
+
+
+def test_the_teacher_is_told_the_tokens_that_the_decoder_has_to_say(run, clips, folder, monkeypatch):  # noqa: F811
+    """Also where some are spelt, and once, not for each view."""
+    _, _, config = run
+    tokenizer = Tokenizer.load(folder / "tokenizer.model")
+    model = SambaASR(dataclasses.replace(config, vocab_size=tokenizer.vocab_size, decoder=DecoderConfig(n_layers=1)))
+    monkeypatch.setattr(model, "respell", lambda tokens, lengths, share: (tokens[:, :2], lengths.clamp_max(2)))
+    told = []
+
+    def matching(states, lengths, batch):
+        told.append(batch)
+
+    data = DataConfig("a.jsonl", "b.jsonl", "tokenizer.model")
+    settings = TrainingConfig(data=data, model=model.config, spelt_share=0.5, consistency_weight=0.2)
+    module = TrainingModule(settings, model, tokenizer, [], matching=matching)
+    waveforms, tokens = clip_waveforms(clips)[:2], [[7, 8, 9], [5]]
+    batch = collate([Example(i, w, t) for i, (w, t) in enumerate(zip(waveforms, tokens, strict=True))])
+    module.losses(batch)
+    (heard,) = told
+    assert heard.tokens.tolist() == [[7, 8], [5, 0]] and heard.token_lengths.tolist() == [2, 1]
+    assert heard.waveforms is batch.waveforms
 
 
 def test_decoders_that_cannot_read_along(run, clips, folder, tmp_path, monkeypatch):  # noqa: F811
