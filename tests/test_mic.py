@@ -151,8 +151,15 @@ def test_ctrl_c_ends_with_the_last_final(install, waveform, results, capsys):
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_a_second_ctrl_c_is_not_waited_for(install, waveform, capsys, monkeypatch):
     fake = install(FakeSoundDevice(waveform, ends=interrupt))
-    monkeypatch.setattr("samba_asr.live.Live.finish", lambda stream: interrupt())
+
+    def finish(stream):
+        interrupt()
+        time.sleep(60)  # where the signal comes late
+
+    monkeypatch.setattr("samba_asr.live.Live.finish", finish)
+    started = time.monotonic()
     assert main(["mic"]) == 130
+    assert time.monotonic() - started < 50
     assert fake.closed == 1
 
 
