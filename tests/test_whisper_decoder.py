@@ -97,7 +97,7 @@ def test_the_teacher_reads_its_tokens_and_hears_everything(data, teacher, stride
     """As Whisper's decoder itself, each text alone, with the student's norm and the means of the teacher's places."""
     tokenizer, whisper = load_checkpoint(data / "own")[1], WhisperVocabulary.load(data / "tokenizer.json")
     norm = Norm(torch.nn.LayerNorm(D_MODEL), torch.randn(40, D_MODEL), stride)
-    torch.nn.init.normal_(norm.norm.weight)
+    torch.nn.init.normal_(norm.layer.weight)
     taught = DecoderTeacher(Reader(teacher.decoder, whisper, tokenizer), norm)
     texts = ["the king of the inn", "a ring"]
     read = [taught.read(tokenizer.encode(text)) for text in texts]
@@ -109,7 +109,7 @@ def test_the_teacher_reads_its_tokens_and_hears_everything(data, teacher, stride
     assert len(heard.outputs) == N_LAYERS and heard.outputs[0].shape == heard.expected.shape
     places = [min(stride * i, 39) for i in range(30)]  # after the teacher's window its last mean does
     for row, (text, length) in enumerate(zip(ids, lengths, strict=True)):
-        memory = norm.norm(states[row, :length]) + norm.means[places[:length]]
+        memory = norm.layer(states[row, :length]) + norm.means[places[:length]]
         prompted = torch.tensor([[*whisper.prompt, *text]])
         expected, _ = teacher.decoder(prompted, teacher.decoder.read_memory(memory[None]))
         expected = expected[0, len(whisper.prompt) - 1 :]
@@ -123,7 +123,7 @@ def test_the_start_copies_layers(data, teacher):
     config = ModelConfig(vocab_size=50, d_model=D_MODEL, decoder=WINDOWS, ctc=CTCConfig(1, 40))
     decoder, embeddings = Decoder(config), torch.randn(50, D_MODEL)
     norm = Norm(torch.nn.LayerNorm(D_MODEL), torch.randn(5, D_MODEL), 2)
-    torch.nn.init.normal_(norm.norm.weight)
+    torch.nn.init.normal_(norm.layer.weight)
     start_decoder(decoder, teacher, [1], embeddings, norm)
     (block,), taught = decoder.blocks, teacher.decoder.blocks[1]
     copies = (
@@ -138,8 +138,8 @@ def test_the_start_copies_layers(data, teacher):
     )
     for ours, theirs in copies:
         assert torch.equal(ours.weight, theirs.weight) and torch.equal(ours.bias, theirs.bias)
-    assert torch.equal(decoder.memory_norm.weight, norm.norm.weight)
-    close(decoder.memory_norm(embeddings), norm.norm(embeddings) + norm.means.mean(0))
+    assert torch.equal(decoder.memory_norm.weight, norm.layer.weight)
+    close(decoder.memory_norm(embeddings), norm.layer(embeddings) + norm.means.mean(0))
     assert torch.equal(block.mixer.out_proj.weight, taught.attn.out.weight)  # one direction, not a half of two
     assert torch.equal(block.mixer.in_proj.weight[D_MODEL : 2 * D_MODEL], taught.attn.value.weight)
     assert not block.cross.kernel.weight.any() and not block.cross.salience.weight.any()

@@ -1,27 +1,16 @@
 """Whisper's ids in a student's tokens, against brute force over prefixes and over ids."""
 
-import random
-
 import pytest
 import torch
 from distil_cases import close
-from test_whisper_tokens import MERGES, PIECES
-from test_whisper_vocabulary import write_vocabulary
+from test_whisper_tokens import PIECES, whisper  # noqa: F401  # a fixture
 
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import EOS_ID, SPECIAL_IDS, UNK_ID, Tokenizer
 from samba_asr.training.whisper.interpreter import Interpreter
-from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 
 VOCAB_SIZE = 300
 TEXTS = ["the king of the inn", "a ring", "and the other one in hers", "o"]
-
-
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory):
-    path = tmp_path_factory.mktemp("vocabulary") / "tokenizer.json"
-    write_vocabulary(path, merges=MERGES)
-    return WhisperVocabulary.load(path)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +25,7 @@ def cuts(texts):
 
 @pytest.mark.parametrize("text_form", ["spoken", "written"])
 @pytest.mark.parametrize("text", TEXTS)
-def test_boundaries_are_where_prefixes_are_alike(whisper, tokenizer, text, text_form):
+def test_boundaries_are_where_prefixes_are_alike(whisper, tokenizer, text, text_form):  # noqa: F811
     tokens, ids = tokenizer.encode(text), whisper.encode(f" {text}")
     ours = cuts([tokenizer.pieces()[token] for token in tokens])
     theirs = cuts([whisper.decode([i]) for i in ids])
@@ -46,7 +35,7 @@ def test_boundaries_are_where_prefixes_are_alike(whisper, tokenizer, text, text_
     assert found == (expected if text_form == "written" else expected[:-1])
 
 
-def test_other_texts_share_nothing(whisper, tokenizer):
+def test_other_texts_share_nothing(whisper, tokenizer):  # noqa: F811
     interpreter = Interpreter(whisper, VOCAB_SIZE, tokenizer)
     tokens = tokenizer.encode("a ring")
     assert interpreter.shared(tokens, whisper.encode(" a king")) == []
@@ -55,7 +44,7 @@ def test_other_texts_share_nothing(whisper, tokenizer):
 
 
 @pytest.mark.parametrize("text_form", ["spoken", "written"])
-def test_probabilities_are_sums_over_ids(whisper, tokenizer, text_form):
+def test_probabilities_are_sums_over_ids(whisper, tokenizer, text_form):  # noqa: F811
     logits = 3 * torch.randn(5, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
     found = Interpreter(whisper, VOCAB_SIZE, tokenizer, text_form)(logits)
     pieces = tokenizer.pieces()
@@ -74,7 +63,7 @@ def test_probabilities_are_sums_over_ids(whisper, tokenizer, text_form):
     close(found.sum(-1), torch.ones(5))
 
 
-def test_capitals_are_folded_and_marks_left_out(whisper, tokenizer):
+def test_capitals_are_folded_and_marks_left_out(whisper, tokenizer):  # noqa: F811
     """Where the student writes neither."""
     spoken, written = (
         Interpreter(whisper, VOCAB_SIZE, tokenizer, form).table.tolist() for form in ("spoken", "written")
@@ -85,15 +74,7 @@ def test_capitals_are_folded_and_marks_left_out(whisper, tokenizer):
     assert all(spoken[i] == -1 for i in (*whisper.prompt, whisper.end_id + 5)) and spoken[whisper.end_id] == EOS_ID
 
 
-def test_where_nothing_else_is_expected_nothing_is(whisper, tokenizer):
+def test_where_nothing_else_is_expected_nothing_is(whisper, tokenizer):  # noqa: F811
     logits = torch.full((1, VOCAB_SIZE), -200.0)
     logits[0, whisper.encode(",")] = 200.0
     assert not Interpreter(whisper, VOCAB_SIZE, tokenizer)(logits).any()
-
-
-def test_the_order_of_draws_means_nothing(whisper, tokenizer):
-    """Each position is put into tokens by itself."""
-    logits = torch.randn(6, VOCAB_SIZE)
-    order = random.Random(0).sample(range(6), 6)
-    interpreter = Interpreter(whisper, VOCAB_SIZE, tokenizer)
-    close(interpreter(logits)[order], interpreter(logits[order]), 1e-6)

@@ -237,10 +237,10 @@ def test_a_run_tells_what_makes_the_teachers_states(run):
     teacher = build_teacher(teacher_weights())
     norm = whisper_norm(teacher, "whisper4x", str(folder))
     assert norm.stride == 2
-    assert torch.equal(norm.norm.weight, load_file(folder / "encoder.safetensors")["norm.weight"].float())
+    assert torch.equal(norm.layer.weight, load_file(folder / "encoder.safetensors")["norm.weight"].float())
     assert torch.equal(norm.means, torch.from_numpy(np.load(folder / TRAIN_FOLDER / MEANS_FILE)))
     plain = whisper_norm(teacher, "conv4x", None)
-    assert plain.norm is teacher.encoder.ln_post and not plain.means.any()
+    assert plain.layer is teacher.encoder.ln_post and not plain.means.any()
     with pytest.raises(ValueError, match=r"its states \(64 channels, whisper4x\) must have .* rate \(whisper\)"):
         whisper_norm(teacher, "whisper", str(folder))
     with pytest.raises(FileNotFoundError, match=r"is .* a run of distil\.py"):

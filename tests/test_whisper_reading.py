@@ -221,32 +221,37 @@ def test_listening_along_it_reads_what_both_say(run, clips, reader, teacher):  #
     assert matching(states, lengths.repeat(2), unspoken).expectation is None
 
 
-def test_training_lowers_what_the_decoder_expects(run, clips, folder, tmp_path):  # noqa: F811
-    out, _, config = run
+def reading_along(distilled, clips, folder, tmp_path, steps, changes=None, **tuning):
+    """Settings of a run whose teacher reads the clips along; distilled: the fixture ``run``."""
+    out, _, config = distilled
     write_manifest(tmp_path / "clips.jsonl", utterances(clips))
     manifest = str(tmp_path / "clips.jsonl")
     data = DataConfig(manifest, manifest, str(folder / "tokenizer.model"), 40.0, num_workers=0, dev_utterances=1)
-    tuning = EncoderTuningConfig(
-        weights=str(out / "encoder.safetensors"),
-        teacher_run=str(out),
-        teacher=str(folder / "teacher.pt"),
-        teacher_tokenizer=str(folder / "tokenizer.json"),
-        teacher_weight=0.5,
-        reading_weight=3.0,
-    )
     decoder = DecoderConfig(n_layers=1, d_ff=32, mixer=config.encoder.mixer)
-    settings = TrainingConfig(
+    return TrainingConfig(
         data=dataclasses.replace(data, speed_factors=[1.0]),
         model=dataclasses.replace(
             config, encoder=dataclasses.replace(config.encoder, n_layers=N_LAYERS), decoder=decoder
         ),
-        encoder=tuning,
+        encoder=EncoderTuningConfig(
+            weights=str(out / "encoder.safetensors"),
+            teacher_run=str(out),
+            teacher=str(folder / "teacher.pt"),
+            teacher_tokenizer=str(folder / "tokenizer.json"),
+            **tuning,
+        ),
         optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=2),
-        ctc_weight=1.0,
-        max_steps=16,
+        max_steps=steps,
         average_last=1,
         accelerator="cpu",
+        **(changes or {}),
     )
+
+
+def test_training_lowers_what_the_decoder_expects(run, clips, folder, tmp_path):  # noqa: F811
+    weights = {"teacher_weight": 0.5, "reading_weight": 3.0}
+    settings = reading_along(run, clips, folder, tmp_path, 16, {"ctc_weight": 1.0}, **weights)
+    tuning = settings.encoder
     train(settings, tmp_path / "run")
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if "loss" in row]
     for row in rows:
@@ -260,33 +265,9 @@ def test_training_lowers_what_the_decoder_expects(run, clips, folder, tmp_path):
 
 
 def test_training_lowers_the_divergence_from_what_the_teacher_expects(run, clips, folder, tmp_path):  # noqa: F811
-    """Also of transcripts given in other tokens, and heard twice."""
-    out, _, config = run
-    write_manifest(tmp_path / "clips.jsonl", utterances(clips))
-    manifest = str(tmp_path / "clips.jsonl")
-    data = DataConfig(manifest, manifest, str(folder / "tokenizer.model"), 40.0, num_workers=0, dev_utterances=1)
-    tuning = EncoderTuningConfig(
-        weights=str(out / "encoder.safetensors"),
-        teacher_run=str(out),
-        teacher=str(folder / "teacher.pt"),
-        teacher_tokenizer=str(folder / "tokenizer.json"),
-    )
-    decoder = DecoderConfig(n_layers=1, d_ff=32, mixer=config.encoder.mixer)
-    settings = TrainingConfig(
-        data=dataclasses.replace(data, speed_factors=[1.0]),
-        model=dataclasses.replace(
-            config, encoder=dataclasses.replace(config.encoder, n_layers=N_LAYERS), decoder=decoder
-        ),
-        encoder=tuning,
-        optimiser=OptimiserConfig(learning_rate=3e-3, warmup_steps=2),
-        expectation_weight=5.0,
-        consistency_weight=0.2,
-        spelt_share=0.2,
-        token_noise=0.1,
-        max_steps=12,
-        average_last=1,
-        accelerator="cpu",
-    )
+    """Also of transcripts with wrong tokens, heard twice."""
+    changes = {"expectation_weight": 5.0, "consistency_weight": 0.2, "token_noise": 0.1}
+    settings = reading_along(run, clips, folder, tmp_path, 12, changes)
     train(settings, tmp_path / "run")
     rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if "loss" in row]
     for row in rows:

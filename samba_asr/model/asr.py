@@ -217,20 +217,19 @@ class SambaASR(nn.Module):
         label_smoothing: float = 0.1,
         places: Tensor | None = None,
         token_noise: float = 0.0,
-        said: list[Tensor] | None = None,
+        logits: list[Tensor] | None = None,
     ) -> Tensor:
         """Return the decoder's cross-entropy a token, end tokens counted; places: (batch, tokens + 1), as in
-        :meth:`Decoder.forward`; said: a list to which the logits are appended; other arguments as in
-        :meth:`loss_from_states`."""
+        :meth:`Decoder.forward`; other arguments as in :meth:`loss_from_states`."""
         inputs, targets = decoder_pairs(tokens, token_lengths)
         if token_noise:
             inputs = exchanged(inputs, token_lengths + 1, token_noise)
         memory = self.decoder.read_memory(encoder_out, encoder_lengths)
-        logits, _ = self.decoder(inputs, token_lengths + 1, memory, places)
-        if said is not None:
-            said.append(logits)
+        scores, _ = self.decoder(inputs, token_lengths + 1, memory, places)
+        if logits is not None:
+            logits.append(scores)
         return F.cross_entropy(
-            logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32)),
+            scores.flatten(0, 1).to(torch.promote_types(scores.dtype, torch.float32)),
             targets.flatten(),
             ignore_index=IGNORED,
             label_smoothing=label_smoothing,

@@ -88,7 +88,7 @@ def start_decoder(decoder: Decoder, teacher: Teacher, layers: list[int], embeddi
         assert isinstance(block, DecoderBlock) and isinstance(taught, Block)
         _copy_block(block, taught)
     if isinstance(decoder.memory_norm, nn.LayerNorm):
-        decoder.memory_norm.load_state_dict(norm.norm.state_dict())
+        decoder.memory_norm.load_state_dict(norm.layer.state_dict())
         decoder.memory_norm.bias.add_(norm.means.mean(0))
     decoder.norm.load_state_dict(teacher.decoder.ln.state_dict())
     decoder.embedding.weight.copy_(embeddings)  # the output is tied to it, as Whisper's

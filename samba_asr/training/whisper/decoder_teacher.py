@@ -14,7 +14,7 @@ from samba_asr.training.whisper.reading import Reader
 class Norm(NamedTuple):
     """What makes the teacher's states of a student's."""
 
-    norm: nn.LayerNorm
+    layer: nn.LayerNorm
     means: Tensor
     """Added at each place of the teacher's window, (places, d_model): the mean state there, which a student lacks."""
     stride: int
@@ -55,7 +55,7 @@ class DecoderTeacher(nn.Module):
     def __init__(self, reader: Reader, norm: Norm) -> None:
         super().__init__()
         self.reader, self.stride = reader, norm.stride
-        self.norm = norm.norm.requires_grad_(False)
+        self.norm = norm.layer.requires_grad_(False)
         self.register_buffer("means", norm.means)
 
     def read(self, tokens: Sequence[int]) -> tuple[list[int], list[tuple[int, int]]]:

@@ -25,20 +25,20 @@ _SPLIT = "\ufffd"
 class Interpreter(nn.Module):
     """Puts what Whisper's ids say into a student's tokens.
 
-    vocab_size: number of the teacher's ids; text_form: ``spoken`` where the student writes neither capitals nor
+    n_ids: number of the teacher's ids; text_form: ``spoken`` where the student writes neither capitals nor
     punctuation: ids that differ in these alone are then one.
     """
 
     table: Tensor
 
     def __init__(
-        self, whisper: "WhisperVocabulary", vocab_size: int, tokenizer: Tokenizer, text_form: TextForm = "spoken"
+        self, whisper: "WhisperVocabulary", n_ids: int, tokenizer: Tokenizer, text_form: TextForm = "spoken"
     ) -> None:
         super().__init__()
         self.spoken = text_form == "spoken"
         self.vocab_size = tokenizer.vocab_size
         self._pieces = tokenizer.pieces()
-        self._texts = [whisper.decode([i]) if i < whisper.end_id else "" for i in range(vocab_size)]
+        self._texts = [whisper.decode([i]) if i < whisper.end_id else "" for i in range(n_ids)]
         known = {text: i for i, text in enumerate(self._pieces) if i not in SPECIAL_IDS}
         table = torch.tensor([self._token(text, known) for text in self._texts])
         table[whisper.end_id] = EOS_ID
