@@ -143,7 +143,10 @@ def test_the_start_copies_layers(data, teacher):
     assert torch.equal(block.mixer.out_proj.weight, taught.attn.out.weight)  # one direction, not a half of two
     assert torch.equal(block.mixer.in_proj.weight[D_MODEL : 2 * D_MODEL], taught.attn.value.weight)
     assert not block.cross.kernel.weight.any() and not block.cross.salience.weight.any()
-    assert torch.equal(decoder.embedding.weight, embeddings) and decoder.out_proj.weight is decoder.embedding.weight
+    assert decoder.out_proj.weight is decoder.embedding.weight
+    said, positions = torch.randn(3, D_MODEL), teacher.decoder.positional_embedding
+    close(decoder.out_proj(said).softmax(-1), (said @ embeddings.mT).softmax(-1))
+    close(decoder.embedding(torch.tensor([7]))[0], embeddings[7] + positions[:40].mean(0))  # the teacher adds one, too
     with pytest.raises(ValueError, match=r"layers \(\[2\]\) must be below .* decoder layers \(2\)"):
         start_decoder(decoder, teacher, [2], embeddings, norm)
 
@@ -283,6 +286,20 @@ def test_training_and_distillation_go_on_from_it(data, tmp_path, clock):
     assert load_checkpoint(tmp_path / "c" / "checkpoint")[0].config == model.config
 
 
+@pytest.mark.parametrize("share", ["copied_share", "embedding_share"])
+def test_what_was_copied_learns_at_its_share(data, tmp_path, clock, share):
+    """At none it stays as it was, and the rest learns."""
+    run = DecoderDistillation(settings(data, **{share: 0.0}), tmp_path / "run")
+    before = {name: value.clone() for name, value in run.decoder.state_dict().items()}
+    run.train()
+    stayed = {name for name, value in run.decoder.state_dict().items() if torch.equal(value, before[name])}
+    embedding, window = {"embedding.weight", "out_proj.weight"}, "blocks.0.cross."
+    new = {name for name in before if name.startswith(("blocks.0.mixer", f"{window}kernel", f"{window}salience"))}
+    norm = {"memory_norm.weight", "memory_norm.bias"}
+    frozen = embedding if share == "embedding_share" else before.keys() - embedding - new
+    assert stayed - new == frozen | norm
+
+
 def test_gradients_that_are_never_finite_end_the_run(data, tmp_path, clock):
     run = DecoderDistillation(settings(data, minutes=10.0), tmp_path / "run")
     with torch.no_grad():
@@ -298,7 +315,7 @@ def test_settings_that_cannot_be_used_are_told(data):
     for name in ("window_before", "hidden_weight"):
         with pytest.raises(ValueError, match=rf"{name} \(-1\) must not be negative"):
             settings(data, **{name: -1})
-    for name in ("copied_share", "state_dropout"):
+    for name in ("copied_share", "embedding_share", "state_dropout"):
         with pytest.raises(ValueError, match=rf"{name} \(1.5\) must be in"):
             settings(data, **{name: 1.5})
     for layers in ([], [3, 0], [0, 0], [-1, 2]):

@@ -1,5 +1,8 @@
 """A vocabulary of Whisper's tokens: the pieces of CTC first, each token's spelling, each token's embedding."""
 
+import random
+from itertools import accumulate
+
 import pytest
 import torch
 from distil_cases import close
@@ -9,9 +12,7 @@ from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, UNK_ID, Tokenizer
 from samba_asr.training.whisper.tokens import (
     LEAST_SHARE,
-    RARE,
     Speller,
-    _read,
     build_tokenizer,
     spellings,
     token_embeddings,
@@ -78,13 +79,34 @@ def test_the_pieces_come_first_and_the_rest_by_need(pieces, whisper, shares, tok
     others = tokenizer.pieces()[PIECES:]
     assert len(set(tokenizer.pieces())) == tokenizer.vocab_size and {" and", "ing"} <= set(others)
     assert all(whisper.decode(whisper.encode(text)) == text and len(whisper.encode(text)) == 1 for text in others)
-    order = [shares.get(text, LEAST_SHARE) for text in others]
-    assert order == sorted(order, reverse=True)
-    few = build_tokenizer(pieces, whisper, shares, PIECES + 2)
-    assert few.pieces() == [*pieces.pieces(), *others[:2]]
-    scores = [piece.score for piece in _read(tokenizer).pieces]
-    for i, text in list(enumerate(pieces.pieces()))[EOS_ID + 1 :]:
-        assert (scores[i] == RARE) == (text not in shares and len(whisper.encode(text)) > 1), text
+    parts = {whisper.decode([token]) for pair in whisper.merges.values() for token in pair}
+    order = [text for text in others if text not in parts]  # these come with what is made of them
+    by_share = [shares.get(text, LEAST_SHARE) for text in order]
+    assert by_share == sorted(by_share, reverse=True)
+    whole = build_tokenizer(pieces, whisper, {" and": 0.6}, 1000).pieces()
+    fewer = build_tokenizer(pieces, whisper, {" and": 0.6, "er": 0.4}, whole.index(" and")).pieces()
+    assert whole[whole.index(" and") - 1] in (" an", *pieces.pieces()) and " and" not in fewer and "er" in fewer
+
+
+def boundaries(texts):
+    return set(accumulate(map(len, texts)))
+
+
+@pytest.mark.parametrize("size", [PIECES + 6, 1000])
+def test_texts_are_split_where_whisper_splits_them(texts, pieces, whisper, shares, size):
+    """With all of its tokens exactly so; where some are missing, there, but for a word in twenty, and within these."""
+    tokenizer = build_tokenizer(pieces, whisper, shares, size)
+    known, draws = tokenizer.pieces(), random.Random(1)
+    alphabet = ["the", "and", "ing", "er", "or", "of", *"theringandofs"]
+    words = ["".join(draws.choices(alphabet, k=draws.randint(1, 5))) for _ in range(300)]
+    words += [word for text in texts for word in text.split()]
+    theirs = [[whisper.decode([token]) for token in whisper.encode(f" {word}")] for word in words]
+    ours = [[known[token] for token in tokenizer.encode(word)] for word in words]
+    crossed = sum(not boundaries(one) <= boundaries(other) for one, other in zip(theirs, ours, strict=True))
+    if size == 1000:
+        assert ours == theirs
+    else:
+        assert ours != theirs and crossed < len(words) / 20
 
 
 def test_what_is_encoded_comes_back(texts, tokenizer):

@@ -57,6 +57,12 @@ def test_merges_are_used_and_marks_left_out(vocabulary):
     assert vocabulary.decode(vocabulary.encode("\u00e9")[:1]) == "\ufffd"
 
 
+def test_merges_are_told_in_order(vocabulary):
+    """As the fixture writes them, after 256 bytes."""
+    told = [[vocabulary.decode([token]) for token in pair] for pair in vocabulary.merges.values()]
+    assert list(vocabulary.merges) == [256, 257, 258] and told == [[" ", "t"], ["h", "e"], [" t", "he"]]
+
+
 def test_prompts(tmp_path):
     ids = write_vocabulary(tmp_path / "many.json")
     vocabulary = WhisperVocabulary.load(tmp_path / "many.json")

@@ -190,10 +190,16 @@ class DecoderDistillation:
             assert isinstance(block, DecoderBlock) and isinstance(block.cross, Window)
             new = (block.mixer, block.cross.kernel, block.cross.salience)
             fresh |= {id(parameter) for parameter in chain.from_iterable(part.parameters() for part in new)}
+        embedding = self.decoder.embedding.weight
+        shares = {"fresh": 1.0, "copied": self.config.copied_share, "embedding": self.config.embedding_share}
+
+        def kind(parameter: Tensor) -> str:
+            return "embedding" if parameter is embedding else "fresh" if id(parameter) in fresh else "copied"
+
         return [
-            {**group, "params": [p for p in group["params"] if (id(p) in fresh) == is_fresh], "share": share}
+            {**group, "params": [p for p in group["params"] if kind(p) == each], "share": share}
             for group in parameter_groups(self.decoder, WEIGHT_DECAY)
-            for is_fresh, share in ((True, 1.0), (False, self.config.copied_share))
+            for each, share in shares.items()
         ]
 
     def load(self) -> None:

@@ -21,6 +21,9 @@ from samba_asr.training.whisper.settings import DecoderDistilConfig
 from samba_asr.training.whisper.student import copy_attention, resembles
 from samba_asr.training.whisper.tokens import spellings
 
+USUAL_TOKENS = 40
+"""Of a text. The teacher's layers know their positions; the student, which has none, gets their mean."""
+
 
 def read_blocks(
     decoder: Decoder, tokens: Tensor, token_lengths: Tensor, memory: Tensor, lengths: Tensor, places: Tensor
@@ -91,7 +94,8 @@ def start_decoder(decoder: Decoder, teacher: Teacher, layers: list[int], embeddi
         decoder.memory_norm.load_state_dict(norm.layer.state_dict())
         decoder.memory_norm.bias.add_(norm.means.mean(0))
     decoder.norm.load_state_dict(teacher.decoder.ln.state_dict())
-    decoder.embedding.weight.copy_(embeddings)  # the output is tied to it, as Whisper's
+    # The output is tied to it, as Whisper's, and there what all tokens have in common counts nothing.
+    decoder.embedding.weight.copy_(embeddings + teacher.decoder.positional_embedding[:USUAL_TOKENS].mean(0))
 
 
 def _copy_block(block: DecoderBlock, taught: Block) -> None:

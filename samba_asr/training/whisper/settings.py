@@ -138,6 +138,8 @@ class DecoderDistilConfig:
     """Peak, of what is new: mixers, windows' weights."""
     copied_share: float = 0.25
     """Learning rate of what was copied from the teacher, as a share of that."""
+    embedding_share: float = 0.02
+    """Learning rate of the tokens' embeddings, which were copied, too, as a share of that: most are seen seldom."""
     warmup_steps: int = 100
     """The learning rate rises over these."""
     cross_entropy_weight: float = 0.3
@@ -163,7 +165,7 @@ class DecoderDistilConfig:
         for name in ("window_before", "cross_entropy_weight", "hidden_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must not be negative")
-        for name, most in (("copied_share", 1.0), ("state_dropout", 0.99)):
+        for name, most in (("copied_share", 1.0), ("embedding_share", 1.0), ("state_dropout", 0.99)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be in [0, {most:g}]")
         DecoderConfig(mixer=self.mixer)  # before the encoder's states are computed, tell a mixer that it cannot have

@@ -1,10 +1,10 @@
 """A vocabulary of a Whisper teacher's own tokens, each of which has a spelling in the pieces of a CTC head.
 
-The pieces come first, so that CTC says the first ids; then the tokens that the texts need most. SentencePiece's unigram
-model splits a text into them by how common they are, which is nearly always as Whisper splits it.
+The pieces come first, so that CTC says the first ids; then the tokens that the texts need most, and what byte-pair
+encoding makes these of. So SentencePiece merges as Whisper does, and a text has a boundary nearly wherever Whisper's
+has one; where a token of Whisper's is missing, more.
 """
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,11 +13,11 @@ import torch
 from sentencepiece import sentencepiece_model_pb2
 from torch import Tensor
 
-from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, UNK_ID, Tokenizer
+from samba_asr.text.tokenizer import BLANK_ID, BOS_ID, EOS_ID, SPECIAL_IDS, UNK_ID, Tokenizer
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 
-RARE = -30.0
-"""Score of a piece that is no token of Whisper's: used where nothing else spells a text."""
+LAST = -1e6
+"""Score of a piece that is no token of Whisper's: of all, it is merged last, and if it is no character, split again."""
 LEAST_SHARE = 1e-7
 """Of all tokens, what single characters are taken to be at least: no word shall lack its letters."""
 
@@ -49,16 +49,20 @@ def build_tokenizer(pieces: Tokenizer, whisper: WhisperVocabulary, shares: Mappi
     if size <= pieces.vocab_size:
         raise ValueError(f"vocab_size ({size}) must be above that of the CTC head's pieces ({pieces.vocab_size})")
     shares = _with_characters(shares, pieces, whisper)
-    speller = Speller(pieces)
-    model = _read(pieces)
-    known = set(pieces.pieces())
+    model, speller, known = _read(pieces), Speller(pieces), set(pieces.pieces())
+    order = {token: place for place, token in enumerate(whisper.merges)}
     for i, text in enumerate(pieces.pieces()):
-        if i not in (BLANK_ID, UNK_ID, BOS_ID, EOS_ID):
-            model.pieces[i].score = math.log(shares[text]) if text in shares else RARE
-    for text, share in sorted(shares.items(), key=lambda item: -item[1]):
-        if len(model.pieces) < size and text not in known and " " not in text[1:] and speller.spell(text):
-            model.pieces.add(piece=text.replace(" ", "\u2581"), score=math.log(share))
-    model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
+        if i not in SPECIAL_IDS:
+            _rank(model.pieces[i], text, whisper, order)
+    for text in sorted(shares, key=lambda text: -shares[text]):
+        parts = [part for part in _made_of(text, whisper) if part not in known]
+        fits = len(model.pieces) + len(parts) <= size
+        if fits and all(" " not in part[1:] and speller.spell(part) for part in parts):
+            known.update(parts)
+            for part in parts:
+                model.pieces.add(piece=part.replace(" ", "\u2581"))
+                _rank(model.pieces[-1], part, whisper, order)
+    model.trainer_spec.model_type = model.trainer_spec.BPE
     model.trainer_spec.vocab_size = len(model.pieces)
     return Tokenizer(model.SerializeToString())
 
@@ -128,6 +132,29 @@ def _with_characters(shares: Mapping[str, float], pieces: Tokenizer, whisper: Wh
     characters = {text.strip() for text in pieces.pieces()[EOS_ID + 1 :] if len(text.strip()) == 1}
     wanted = sorted(text for character in characters for text in (character, f" {character}"))
     return {**{text: LEAST_SHARE for text in wanted if len(whisper.encode(text)) == 1}, **shares}
+
+
+def _made_of(text: str, whisper: WhisperVocabulary) -> list[str]:
+    """Return the texts of all tokens that are merged on the way to a token, itself the last, each once; bytes that are
+    no character count."""
+    found: dict[int, None] = {}
+
+    def visit(token: int) -> None:
+        for part in whisper.merges.get(token, ()):
+            visit(part)
+        found[token] = None
+
+    (token,) = whisper.encode(text)
+    visit(token)
+    return [whisper.decode([each]) for each in found]
+
+
+def _rank(piece: Any, text: str, whisper: WhisperVocabulary, order: Mapping[int, int]) -> None:
+    """Let SentencePiece merge a piece, its own message, when Whisper does; order: of the merges."""
+    ids = whisper.encode(text)
+    whole = len(ids) == 1
+    piece.score = -float(order.get(ids[0], 0)) if whole else LAST
+    piece.type = piece.NORMAL if whole or len(text) == 1 else piece.UNUSED
 
 
 def _read(tokenizer: Tokenizer) -> Any:

@@ -1,5 +1,6 @@
 """Whisper's vocabulary: byte-level BPE, and the marks that tell its decoder what to do."""
 
+import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +57,17 @@ class WhisperVocabulary:
         words = [int(i) for i in ids if i < self.end_id]
         text: str = self._tokenizer.decode(words, skip_special_tokens=False)
         return text
+
+    @cached_property
+    def merges(self) -> dict[int, tuple[int, int]]:
+        """The two tokens that byte-pair encoding makes each token of, bytes aside, in the order in which it does."""
+        model = json.loads(self._tokenizer.to_str())["model"]
+        pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+        ids: dict[str, int] = model["vocab"]
+        found: dict[int, tuple[int, int]] = {}
+        for left, right in pairs:
+            found.setdefault(ids[left + right], (ids[left], ids[right]))
+        return found
 
     @cached_property
     def blank_ids(self) -> list[int]:
