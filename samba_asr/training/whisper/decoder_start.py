@@ -79,7 +79,7 @@ def start_decoder(decoder: Decoder, teacher: Teacher, layers: list[int], embeddi
     """Copy some of the teacher's layers, counted from 0, into a decoder of as many, and set its embeddings and the norm
     of what it hears.
 
-    embeddings: (vocab_size, d_model). Raises ValueError for layers that the teacher lacks.
+    embeddings: (vocab_size, d_model), without positions. Raises ValueError for layers that the teacher lacks.
     """
     taught_layers = list(teacher.decoder.blocks)
     if layers[-1] >= len(taught_layers):

@@ -113,7 +113,8 @@ class DecoderDistilConfig:
     texts: list[str] = field(default_factory=list)
     """Text files whose words, at half the weight of the transcripts', help to choose the tokens."""
     vocab_size: int = 5950
-    """Tokens: the pieces of the CTC head first, then the commonest of the teacher's; fewer where there are no more."""
+    """Tokens: the pieces of the CTC head first, then the commonest of the teacher's, with those that these are made
+    of; fewer where there are no more."""
     layers: list[int] = field(default_factory=lambda: [0, 3])
     """The teacher's decoder layers that are kept, counted from 0."""
     text_form: TextForm = "spoken"

@@ -42,7 +42,8 @@ def token_shares(words: Mapping[str, float], whisper: WhisperVocabulary) -> dict
 
 
 def build_tokenizer(pieces: Tokenizer, whisper: WhisperVocabulary, shares: Mapping[str, float], size: int) -> Tokenizer:
-    """Return a tokenizer of at most ``size`` tokens: the pieces, then those of the shares that pieces can spell.
+    """Return a tokenizer of at most ``size`` tokens: the pieces, then those of the shares that pieces can spell, the
+    commonest first, each behind those that it is merged of.
 
     shares: from :func:`token_shares`. Raises ValueError where size leaves no place beside the pieces.
     """
