@@ -2,15 +2,26 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
-from distil_cases import D_MODEL, N_LAYERS, Clock, close, teacher_weights, utterances
+from distil_cases import D_MODEL, N_LAYERS, N_MELS, Clock, close, teacher_weights, utterances
 from test_whisper_tokens import MERGES, PIECES
 from test_whisper_vocabulary import write_vocabulary
 from whisper_cases import write_openai
 
-from samba_asr.config import CTCConfig, DecoderConfig, EncoderConfig, MixerConfig, ModelConfig, SearchConfig
+from samba_asr.audio.features import LogMel
+from samba_asr.audio.load import load_audio
+from samba_asr.config import (
+    CTCConfig,
+    DecoderConfig,
+    EncoderConfig,
+    FeatureConfig,
+    MixerConfig,
+    ModelConfig,
+    SearchConfig,
+)
 from samba_asr.model.alignment import LEAD
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
@@ -18,6 +29,7 @@ from samba_asr.model.decoder import Decoder
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import UNK_ID, Tokenizer
 from samba_asr.training.config import DataConfig, TrainingConfig
+from samba_asr.training.data import read_manifests
 from samba_asr.training.manifest import write_manifest
 from samba_asr.training.run import train
 from samba_asr.training.whisper import decoder as module
@@ -175,6 +187,58 @@ def test_utterances_are_heard_once(data, tmp_path):
         assert run.teacher.read(said.tokens) == (said.ids, said.shared) and said.shared
 
 
+@torch.no_grad()
+def test_a_teacher_that_hears_its_own_encoder(data, teacher, tmp_path):
+    """Each recording in a window of 30 s of its own, all states of it, as Whisper itself."""
+    run = DecoderDistillation(settings(data, teacher_hears="own"), tmp_path / "run")
+    logmel = LogMel(FeatureConfig(normalisation="whisper", n_mels=N_MELS))
+    spoken, whisper = read_manifests([str(data / "train.jsonl")]), run.teacher.reader.vocabulary
+    batch = collate(run.train_set, run.device)
+    taught = run._taught(batch)
+    at = 0
+    for said, utterance in zip(run.train_set, spoken, strict=True):
+        waveform = torch.from_numpy(load_audio(utterance.audio))
+        window = torch.nn.functional.pad(waveform, (0, 30 * 16_000 - len(waveform)))[None]
+        states = teacher.encoder(logmel(window, torch.tensor([window.shape[1]]))[0])[0][0]
+        count = math.ceil(len(waveform) / 320)
+        assert said.own.dtype == torch.float16 and said.own.shape == (count, D_MODEL)
+        close(said.own, states[:count].half())
+        prompted = torch.tensor([[*whisper.prompt, *said.ids]])
+        logits, _ = teacher.decoder(prompted, teacher.decoder.read_memory(said.own.float()[None]))
+        theirs = [len(whisper.prompt) - 1 + place for _, place in said.shared]
+        wanted = run.teacher.reader.interpreter(logits[0, theirs])
+        close(taught.expectation.probabilities[at : at + len(theirs)], wanted)
+        at += len(theirs)
+    assert at == len(taught.expectation.probabilities) > 0
+    unread = run.train_set[1]._replace(ids=[], shared=[])
+    batch = collate([unread, run.train_set[0]], run.device)
+    assert batch.own.shape[:1] == batch.own_lengths.shape == (1,) and batch.own_lengths[0] == len(run.train_set[0].own)
+    assert collate([unread], run.device).own is None
+    with pytest.raises(ValueError, match=r"max_duration \(31\) must be at most 30 with teacher_hears own"):
+        DecoderDistillation(settings(data, teacher_hears="own", max_duration=31.0), tmp_path / "long")
+
+
+def test_pieces_give_a_new_decoder_with_other_tokens(data, tmp_path, clock):
+    start = distil_decoder(settings(data, minutes=1 / 16), tmp_path / "a")
+    (tmp_path / "pieces.model").write_bytes((data / "own" / "tokenizer.model").read_bytes())
+    config = settings(data, model=str(start), pieces=str(tmp_path / "pieces.model"), vocab_size=45, layers=[0, 1])
+    run = DecoderDistillation(config, tmp_path / "b")
+    (old, before), pieces = load_checkpoint(start), load_checkpoint(data / "own")[1]
+    assert run.tokenizer.vocab_size <= 45 < before.vocab_size and len(run.decoder.blocks) == 2
+    assert run.tokenizer.pieces()[:PIECES] == pieces.pieces()
+    for key, value in old.state_dict().items():
+        if not key.startswith(("decoder.", "spellings")):
+            assert torch.equal(run.model.state_dict()[key], value), key
+    fresh = DecoderDistillation(dataclasses.replace(config, model=str(data / "own")), tmp_path / "c")
+    assert fresh.tokenizer.model_proto == run.tokenizer.model_proto
+    assert torch.equal(fresh.decoder.embedding.weight, run.decoder.embedding.weight)
+    assert torch.equal(fresh.model.spellings, run.model.spellings)
+    with pytest.raises(ValueError, match=rf"pieces .* must hold the {PIECES} pieces of the model's CTC head"):
+        DecoderDistillation(dataclasses.replace(config, pieces=str(start / "tokenizer.model")), tmp_path / "d")
+    with pytest.raises(FileNotFoundError):
+        DecoderDistillation(dataclasses.replace(config, pieces=str(tmp_path / "absent")), tmp_path / "d")
+
+
 def test_of_what_the_teacher_cannot_read_only_the_transcript_is_learnt(data, tmp_path):
     run = DecoderDistillation(settings(data), tmp_path / "run")
     first, second = run.train_set
@@ -213,8 +277,9 @@ def test_the_decoder_learns_and_the_rest_stays(data, tmp_path, clock, name, kind
 
 
 @torch.no_grad()
-def test_padding_in_a_batch_changes_nothing(data, tmp_path):
-    run = DecoderDistillation(settings(data), tmp_path / "run")
+@pytest.mark.parametrize("hears", ["student", "own"])
+def test_padding_in_a_batch_changes_nothing(data, tmp_path, hears):
+    run = DecoderDistillation(settings(data, teacher_hears=hears), tmp_path / "run")
     apart = [run.measure([said]) for said in run.train_set]
     together = run.measure(run.train_set)
     for name, count in (("nats", lambda said: said.characters), ("right", lambda said: len(said.shared))):

@@ -3,7 +3,8 @@
 Self-attention becomes a Mamba-2 mixer, cross-attention a window, and some of the layers go
 (:mod:`samba_asr.training.whisper.decoder_start`). The student learns the teacher's distribution of the next token (KL
 divergence), what is said (cross-entropy) and what leaves the teacher's blocks (relative error). The teacher reads the
-same transcripts in its own tokens and hears all of the same states; the two are compared where both have a boundary.
+same transcripts in its own tokens and hears all of the same states, or its own encoder's; the two are compared where
+both have a boundary.
 """
 
 import dataclasses
@@ -37,9 +38,9 @@ from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
 from samba_asr.training.resume import check_folder, tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.decoder_data import Said, SaidBatch, collate, listen
-from samba_asr.training.whisper.decoder_start import goes_on, read_blocks, start_decoder, widened
+from samba_asr.training.whisper.decoder_start import goes_on, head_pieces, read_blocks, start_decoder, widened
 from samba_asr.training.whisper.decoder_teacher import DecoderTeacher, Norm, whisper_norm
-from samba_asr.training.whisper.network import Teacher, build_teacher
+from samba_asr.training.whisper.network import WINDOW_SECONDS, Teacher, build_teacher
 from samba_asr.training.whisper.reading import Expectation, Reader, divergence_from
 from samba_asr.training.whisper.settings import DecoderDistilConfig
 from samba_asr.training.whisper.student import relative_error
@@ -121,6 +122,11 @@ class DecoderDistillation:
 
     def __init__(self, config: DecoderDistilConfig, out: Path) -> None:
         self.config, self.out = config, out
+        if config.teacher_hears == "own" and config.max_duration > WINDOW_SECONDS:
+            raise ValueError(
+                f"max_duration ({config.max_duration:g}) must be at most {WINDOW_SECONDS} with teacher_hears own: "
+                "Whisper's encoder hears no more at once"
+            )
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         teacher = build_teacher(read_whisper_weights(config.teacher))
         whisper = WhisperVocabulary.load(config.teacher_tokenizer)
@@ -132,7 +138,8 @@ class DecoderDistillation:
         self.model.to(self.device).eval()
         self.decoder = self.model.decoder
         reader = Reader(teacher.decoder, whisper, self.tokenizer, config.text_form)
-        self.teacher = DecoderTeacher(reader, norm).to(self.device)
+        listener = teacher if config.teacher_hears == "own" else None
+        self.teacher = DecoderTeacher(reader, norm, listener).to(self.device)
         layers, kept = len(teacher.decoder.blocks), len(self.decoder.blocks)
         self.followed = [(i + 1) * layers // kept - 1 for i in range(kept)]
         """The teacher's layer whose output each of the student's has to give."""
@@ -156,7 +163,9 @@ class DecoderDistillation:
             raise ValueError(
                 f"model: its d_model ({old.config.d_model}) must be the width of the teacher ({teacher.d_model})"
             )
-        if goes_on(old.config):
+        if self.config.pieces is not None:
+            pieces = head_pieces(self.config.pieces, old.config, pieces)
+        elif goes_on(old.config):
             return old, pieces
         tokenizer = choose_tokens(self.config, pieces, whisper, spoken)
         model = widened(old, pieces, tokenizer, self.config)
@@ -172,6 +181,7 @@ class DecoderDistillation:
             self.teacher,
             max_duration=self.config.max_duration,
             text_form=self.config.text_form,
+            bf16=self.config.bf16,
         )
 
     def _some(self, utterances: list[Utterance]) -> list[Utterance]:
@@ -301,7 +311,10 @@ class DecoderDistillation:
     def _taught(self, batch: SaidBatch) -> Taught | None:
         if not len(batch.shared):
             return None
-        heard = self.teacher(batch.states[batch.read], batch.lengths[batch.read], batch.ids)
+        if batch.own is None:
+            heard = self.teacher(batch.states[batch.read], batch.lengths[batch.read], batch.ids)
+        else:
+            heard = self.teacher.hear(batch.own, batch.own_lengths, batch.ids)
         row, place, text, its_place = batch.shared.unbind(1)
         probabilities = self.teacher.reader.probabilities(heard.expected[text, its_place])
         outputs = [output[text, its_place] for output in heard.outputs]

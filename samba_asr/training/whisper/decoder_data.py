@@ -38,6 +38,8 @@ class Said(NamedTuple):
     """The text as the teacher reads it; nothing where it cannot."""
     shared: list[tuple[int, int]]
     """Where tokens and ids have a boundary (:meth:`Interpreter.shared`)."""
+    own: Tensor | None
+    """(states, d_model) float16 of the teacher's own encoder, None where it hears the student's."""
 
 
 class SaidBatch(NamedTuple):
@@ -60,11 +62,17 @@ class SaidBatch(NamedTuple):
     shared: Tensor
     """Where its expectation is known, (positions, 4) int64: the utterance, a place among its tokens, which of the texts
     read it is, a place among its ids."""
+    own: Tensor | None
+    """What the teacher's own encoder makes of those that it reads, (texts read, states, d_model) float32; None where it
+    hears the student's states."""
+    own_lengths: Tensor
+    """(texts read,) int64, its states"""
 
 
 def collate(said: Sequence[Said], device: torch.device) -> SaidBatch:
     """Pad utterances to a batch."""
     read = [row for row, one in enumerate(said) if one.ids]
+    own = [one.own for one in said if one.ids and one.own is not None]
     shared = [(row, ours, text, theirs) for text, row in enumerate(read) for ours, theirs in said[row].shared]
     return SaidBatch(
         pad_sequence([one.states for one in said], batch_first=True).float().to(device),
@@ -75,6 +83,8 @@ def collate(said: Sequence[Said], device: torch.device) -> SaidBatch:
         [said[row].ids for row in read],
         torch.tensor(read, device=device, dtype=torch.int64),
         torch.tensor(shared, device=device, dtype=torch.int64).view(-1, 4),
+        pad_sequence(own, batch_first=True).float().to(device) if own else None,
+        torch.tensor([len(states) for states in own], device=device, dtype=torch.int64),
     )
 
 
@@ -86,9 +96,11 @@ def listen(
     *,
     max_duration: float,
     text_form: TextForm,
+    bf16: bool = False,
 ) -> list[Said]:
     """Return utterances as a model hears them, from short to long, those left out that the decoder cannot learn from:
-    longer than max_duration (seconds), with characters that no piece writes, or that CTC cannot place.
+    longer than max_duration (seconds), with characters that no piece writes, or that CTC cannot place. bf16: mixed
+    precision of the teacher's encoder, if that listens.
 
     Raises ValueError for audio that cannot be read.
     """
@@ -105,8 +117,8 @@ def listen(
     for batch in tqdm(batches, desc="states", unit="batch", mininterval=5, leave=False):
         kept = [i for _, i in batch if UNK_ID not in chosen.tokens[i]]
         if kept:
-            said += _listen(model, tokenizer, teacher, chosen, kept)
-    size = sum(one.states.numel() for one in said) * 2 / 1e9
+            said += _listen(model, tokenizer, teacher, chosen, kept, bf16)
+    size = sum(states.numel() for one in said for states in (one.states, one.own) if states is not None) * 2 / 1e9
     hours = sum(len(one.states) for one in said) * model.seconds_per_state / 3600
     log.info("%d of %d utterances, %.2f h, states: %.2f GB", len(said), len(utterances), hours, size)
     return said
@@ -114,7 +126,7 @@ def listen(
 
 @torch.no_grad()
 def _listen(
-    model: SambaASR, tokenizer: Tokenizer, teacher: DecoderTeacher, chosen: Selection, batch: list[int]
+    model: SambaASR, tokenizer: Tokenizer, teacher: DecoderTeacher, chosen: Selection, batch: list[int], bf16: bool
 ) -> list[Said]:
     device = model.ctc_head.weight.device
     waveforms = [_waveform(chosen.utterances[i], model.config.features.sample_rate) for i in batch]
@@ -126,6 +138,7 @@ def _listen(
     pieces, counts = model.spell(pad_sequence(tokens, batch_first=True), token_lengths)
     firsts = align(log_probs, state_lengths.tolist(), pieces)
     halves = states.half().cpu()
+    own = teacher.listen(waveforms, bf16)
     return [
         Said(
             halves[row, :length].clone(),
@@ -133,6 +146,7 @@ def _listen(
             listening_places(first, counts[row], length),
             len(tokenizer.decode(tokens[row].tolist())),
             *teacher.read(tokens[row].tolist()),
+            own[row],
         )
         for row, (first, length) in enumerate(zip(firsts, state_lengths.tolist(), strict=True))
         if first is not None

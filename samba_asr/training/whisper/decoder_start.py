@@ -5,6 +5,7 @@ resembles self-attention starts from it, as in the encoder. Windows begin by hea
 """
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,16 @@ def goes_on(config: ModelConfig) -> bool:
             "windows; name a checkpoint whose CTC head says whole tokens, or one of distil_decoder.py"
         )
     return True
+
+
+def head_pieces(file: str, config: ModelConfig, tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer of a CTC head's pieces that a file holds. Raises ValueError where the checkpoint, of which
+    config and tokenizer are, has others, FileNotFoundError where the file is missing."""
+    pieces = Tokenizer(Path(file).read_bytes())
+    count = config.ctc.vocab_size or config.vocab_size
+    if pieces.pieces() != tokenizer.pieces()[:count]:
+        raise ValueError(f"pieces ({file}) must hold the {count} pieces of the model's CTC head, in their order")
+    return pieces
 
 
 def widened(old: SambaASR, pieces: Tokenizer, tokenizer: Tokenizer, config: DecoderDistilConfig) -> SambaASR:

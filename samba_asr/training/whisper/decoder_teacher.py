@@ -1,4 +1,5 @@
-"""The teacher of a decoder: Whisper's, which reads the same transcripts in its own tokens and hears the same states."""
+"""The teacher of a decoder: Whisper's, which reads the same transcripts in its own tokens, and hears the same states or
+what its own encoder makes of the recordings."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from samba_asr.training.whisper.matching import Matching
 from samba_asr.training.whisper.network import Teacher
 from samba_asr.training.whisper.reading import Reader
+from samba_asr.training.whisper.transcribe import padded_states, teacher_features
+from samba_asr.training.whisper.windows import STATE_SAMPLES
 
 
 class Norm(NamedTuple):
@@ -48,13 +51,18 @@ class Heard(NamedTuple):
 
 
 class DecoderTeacher(nn.Module):
-    """Whisper's decoder, frozen, that hears all of the student's states."""
+    """Whisper's decoder, frozen, that hears all states.
+
+    listener: the teacher, if it shall hear its own encoder; None: it hears the student's states.
+    """
 
     means: Tensor
 
-    def __init__(self, reader: Reader, norm: Norm) -> None:
+    def __init__(self, reader: Reader, norm: Norm, listener: Teacher | None = None) -> None:
         super().__init__()
         self.reader, self.stride = reader, norm.stride
+        self.listener = None if listener is None else listener.requires_grad_(False)
+        self.features = None if listener is None else teacher_features(listener.encoder)
         self.norm = norm.layer.requires_grad_(False)
         self.register_buffer("means", norm.means)
 
@@ -65,9 +73,21 @@ class DecoderTeacher(nn.Module):
         shared = self.reader.interpreter.shared(tokens, ids) if ids else []
         return (ids, shared) if shared else ([], [])
 
+    def listen(self, waveforms: Sequence[Tensor], bf16: bool) -> list[Tensor | None]:
+        """Return what the teacher's encoder makes of waveforms, (samples,) at 16 kHz and at most 30 s each, (states,
+        d_model) float16, one each 20 ms; None of each where the teacher hears the student's. bf16: mixed precision."""
+        if self.listener is None or self.features is None:
+            return [None] * len(waveforms)
+        states = padded_states(self.listener, self.features, waveforms, bf16).half().cpu()
+        lengths = [-(-len(waveform) // STATE_SAMPLES) for waveform in waveforms]
+        return [row[:length].clone() for row, length in zip(states, lengths, strict=True)]
+
     def forward(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Heard:
         """states: (batch, states, d_model), the student's; lengths: (batch,) int64; texts: ids from :meth:`read`."""
         places = (self.stride * torch.arange(states.shape[1], device=states.device)).clamp_max(len(self.means) - 1)
-        memory = self.norm(states) + self.means[places]
+        return self.hear(self.norm(states) + self.means[places], lengths, texts)
+
+    def hear(self, memory: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Heard:
+        """As :meth:`forward`, of the teacher's own states, (batch, states, d_model)."""
         outputs = self.reader.hear(memory, lengths, texts)
         return Heard(self.reader.decoder.ln(outputs[-1]), outputs)

@@ -112,6 +112,9 @@ class DecoderDistilConfig:
     """Manifests of the development sets."""
     texts: list[str] = field(default_factory=list)
     """Text files whose words, at half the weight of the transcripts', help to choose the tokens."""
+    pieces: str | None = None
+    """Tokenizer of the CTC head's pieces, as prepare.py makes it. Given, a decoder that listens by windows is dropped,
+    too, for a new one of these settings."""
     vocab_size: int = 5950
     """Tokens: the pieces of the CTC head first, then the commonest of the teacher's, with those that these are made
     of; fewer where there are no more."""
@@ -125,6 +128,9 @@ class DecoderDistilConfig:
     teacher_run: str | None = None
     """Folder of distil.py from which the encoder came: its norm, and the means that it took off the teacher's states,
     make the teacher's of the encoder's states. None: the teacher's last norm does."""
+    teacher_hears: Literal["student", "own"] = "student"
+    """student: all of the student's states. own: what the teacher's own encoder makes of the recordings, kept at 0.14
+    GB an hour (384 channels); for a student that is no longer near the teacher's."""
     window_before: int = 12
     """States heard before the place where the next token is expected. The teacher hears all."""
     window_after: int = 24

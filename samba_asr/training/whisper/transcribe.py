@@ -24,10 +24,10 @@ def teacher_features(encoder: TeacherEncoder) -> LogMel:
 def padded_states(teacher: Teacher, features: LogMel, waveforms: Sequence[Tensor], bf16: bool = False) -> Tensor:
     """Return the teacher's states (batch, 1500, d_model) float32 of waveforms, (samples,) at 16 kHz and at most 30 s
     each, every one in a window of its own; features: :func:`teacher_features`."""
-    padded = torch.zeros(len(waveforms), WINDOW_STATES * STATE_SAMPLES)
+    padded = torch.zeros(len(waveforms), WINDOW_STATES * STATE_SAMPLES, device=features.mel_filters.device)
     for row, waveform in zip(padded, waveforms, strict=True):
         row[: len(waveform)] = waveform
-    mels, _ = features(padded, torch.full((len(waveforms),), padded.shape[1]))
+    mels, _ = features(padded, torch.full((len(waveforms),), padded.shape[1], device=padded.device))
     device = teacher.encoder.ln_post.weight.device
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
         states: Tensor = teacher.encoder(mels.to(device))[0]
