@@ -21,10 +21,11 @@ from samba_asr.config import (
     MixerConfig,
     ModelConfig,
     SearchConfig,
+    WordConfig,
 )
 from samba_asr.model.alignment import LEAD
 from samba_asr.model.asr import SambaASR
-from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
+from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint, save_config
 from samba_asr.model.decoder import Decoder
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import UNK_ID, Tokenizer
@@ -36,7 +37,7 @@ from samba_asr.training.whisper import decoder as module
 from samba_asr.training.whisper.cli import main_decoder
 from samba_asr.training.whisper.decoder import DecoderDistillation, distil_decoder
 from samba_asr.training.whisper.decoder_data import collate
-from samba_asr.training.whisper.decoder_start import read_blocks, start_decoder
+from samba_asr.training.whisper.decoder_start import followed_layers, read_blocks, start_decoder
 from samba_asr.training.whisper.decoder_teacher import DecoderTeacher, Norm
 from samba_asr.training.whisper.network import build_teacher
 from samba_asr.training.whisper.reading import Reader
@@ -189,7 +190,7 @@ def test_utterances_are_heard_once(data, tmp_path):
 
 @torch.no_grad()
 def test_a_teacher_that_hears_its_own_encoder(data, teacher, tmp_path):
-    """Each recording in a window of 30 s of its own, all states of it, as Whisper itself."""
+    """Each recording in a window of 30 s of its own, and of that the states that are not padding."""
     run = DecoderDistillation(settings(data, teacher_hears="own"), tmp_path / "run")
     logmel = LogMel(FeatureConfig(normalisation="whisper", n_mels=N_MELS))
     spoken, whisper = read_manifests([str(data / "train.jsonl")]), run.teacher.reader.vocabulary
@@ -206,14 +207,21 @@ def test_a_teacher_that_hears_its_own_encoder(data, teacher, tmp_path):
         prompted = torch.tensor([[*whisper.prompt, *said.ids]])
         logits, _ = teacher.decoder(prompted, teacher.decoder.read_memory(said.own.float()[None]))
         theirs = [len(whisper.prompt) - 1 + place for _, place in said.shared]
-        wanted = run.teacher.reader.interpreter(logits[0, theirs])
+        wanted = run.teacher.reader.interpreter(logits[0, theirs].to(run.device))
         close(taught.expectation.probabilities[at : at + len(theirs)], wanted)
+        last = taught.outputs[-1][at : at + len(theirs)].cpu()
+        close(teacher.decoder.ln(last) @ teacher.decoder.token_embedding.weight.mT, logits[0, theirs])
         at += len(theirs)
     assert at == len(taught.expectation.probabilities) > 0
     unread = run.train_set[1]._replace(ids=[], shared=[])
     batch = collate([unread, run.train_set[0]], run.device)
     assert batch.own.shape[:1] == batch.own_lengths.shape == (1,) and batch.own_lengths[0] == len(run.train_set[0].own)
     assert collate([unread], run.device).own is None
+    many = [torch.randn(count) for count in (480_001, *range(4_000, 4_010))]  # more than a window, and than a batch
+    heard = run.teacher.listen(many, bf16=False)
+    assert [len(each) for each in heard] == [1500, 13, *[13] * 9]
+    close(heard[9], run.teacher.listen(many[9:10], bf16=False)[0], 1e-2)
+    close(heard[9], run.teacher.listen(many[9:10], bf16=True)[0], 0.2)
     with pytest.raises(ValueError, match=r"max_duration \(31\) must be at most 30 with teacher_hears own"):
         DecoderDistillation(settings(data, teacher_hears="own", max_duration=31.0), tmp_path / "long")
 
@@ -222,13 +230,19 @@ def test_pieces_give_a_new_decoder_with_other_tokens(data, tmp_path, clock):
     start = distil_decoder(settings(data, minutes=1 / 16), tmp_path / "a")
     (tmp_path / "pieces.model").write_bytes((data / "own" / "tokenizer.model").read_bytes())
     config = settings(data, model=str(start), pieces=str(tmp_path / "pieces.model"), vocab_size=45, layers=[0, 1])
-    run = DecoderDistillation(config, tmp_path / "b")
     (old, before), pieces = load_checkpoint(start), load_checkpoint(data / "own")[1]
-    assert run.tokenizer.vocab_size <= 45 < before.vocab_size and len(run.decoder.blocks) == 2
+    save_config(start, dataclasses.replace(old.config, words=WordConfig(0.1, 0.2, 0.3, 0.4)))
+    run = DecoderDistillation(config, tmp_path / "b")
+    assert PIECES < run.tokenizer.vocab_size <= 45 < before.vocab_size and len(run.decoder.blocks) == 2
+    assert run.model.config.words == WordConfig(0.1, 0.2)  # confidence was the old decoder's
     assert run.tokenizer.pieces()[:PIECES] == pieces.pieces()
     for key, value in old.state_dict().items():
         if not key.startswith(("decoder.", "spellings")):
             assert torch.equal(run.model.state_dict()[key], value), key
+    run.train()
+    trained, _ = load_checkpoint(tmp_path / "b" / "checkpoint")
+    assert trained.config == run.model.config and torch.equal(trained.spellings, run.model.spellings)
+    run = DecoderDistillation(config, tmp_path / "b")
     fresh = DecoderDistillation(dataclasses.replace(config, model=str(data / "own")), tmp_path / "c")
     assert fresh.tokenizer.model_proto == run.tokenizer.model_proto
     assert torch.equal(fresh.decoder.embedding.weight, run.decoder.embedding.weight)
@@ -276,13 +290,26 @@ def test_the_decoder_learns_and_the_rest_stays(data, tmp_path, clock, name, kind
         assert torch.equal(value, before[key]) != moved, key
 
 
+@pytest.mark.parametrize(
+    ("count", "copied", "followed"),
+    [(4, [0, 3], [1, 3]), (4, [0, 2, 3], [0, 2, 3]), (4, [3], [3]), (4, [0], [3]), (6, [3, 5], [3, 5])],
+)
+def test_which_of_the_teachers_outputs_is_followed(count, copied, followed):
+    """Evenly spread ones, but none before the layer that a block began as."""
+    assert followed_layers(count, copied) == followed
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("hears", ["student", "own"])
 def test_padding_in_a_batch_changes_nothing(data, tmp_path, hears):
     run = DecoderDistillation(settings(data, teacher_hears=hears), tmp_path / "run")
     apart = [run.measure([said]) for said in run.train_set]
     together = run.measure(run.train_set)
-    for name, count in (("nats", lambda said: said.characters), ("right", lambda said: len(said.shared))):
+    for name, count in (
+        ("nats", lambda said: said.characters),
+        ("right", lambda said: len(said.shared)),
+        ("teacher_right", lambda said: len(said.shared)),
+    ):
         shares = torch.tensor([count(said) for said in run.train_set]).double()
         expected = (torch.tensor([getattr(found, name) for found in apart]).double() * shares).sum() / shares.sum()
         assert getattr(together, name) == pytest.approx(float(expected), rel=1e-4)
@@ -318,7 +345,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(data, tmp_path, clock):
     assert whole.keys() == resumed.keys()
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
-    with pytest.raises(ValueError, match=r"state.pt was made for other tokens: model, train, texts and vocab_size"):
+    with pytest.raises(ValueError, match=r"state.pt was made for other tokens: model, pieces, train, texts and"):
         distil_decoder(dataclasses.replace(config, vocab_size=42), tmp_path / "cut", resume=True)
     with pytest.raises(ValueError, match=r"state.pt is of another student"):
         distil_decoder(dataclasses.replace(config, layers=[0, 1]), tmp_path / "cut", resume=True)

@@ -38,7 +38,14 @@ from samba_asr.training.module import MAX_SKIPPED_IN_A_ROW, parameter_groups
 from samba_asr.training.resume import check_folder, tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share
 from samba_asr.training.whisper.decoder_data import Said, SaidBatch, collate, listen
-from samba_asr.training.whisper.decoder_start import goes_on, head_pieces, read_blocks, start_decoder, widened
+from samba_asr.training.whisper.decoder_start import (
+    followed_layers,
+    goes_on,
+    head_pieces,
+    read_blocks,
+    start_decoder,
+    widened,
+)
 from samba_asr.training.whisper.decoder_teacher import DecoderTeacher, Norm, whisper_norm
 from samba_asr.training.whisper.network import WINDOW_SECONDS, Teacher, build_teacher
 from samba_asr.training.whisper.reading import Expectation, Reader, divergence_from
@@ -47,6 +54,7 @@ from samba_asr.training.whisper.student import relative_error
 from samba_asr.training.whisper.tokens import build_tokenizer, token_embeddings, token_shares, word_counts
 from samba_asr.training.whisper.vocabulary import WhisperVocabulary
 from samba_asr.training.whisper.weights import read_whisper_weights
+from samba_asr.training.whisper.windows import SAMPLE_RATE
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +140,11 @@ class DecoderDistillation:
         whisper = WhisperVocabulary.load(config.teacher_tokenizer)
         spoken = read_manifests(config.train)
         old, pieces = load_checkpoint(resolve_model(config.model))
+        if config.teacher_hears == "own" and old.config.features.sample_rate != SAMPLE_RATE:
+            raise ValueError(
+                f"model: its sample_rate ({old.config.features.sample_rate}) must be {SAMPLE_RATE} where the teacher "
+                "hears its own encoder"
+            )
         norm = whisper_norm(teacher, old.config.encoder.subsampling, config.teacher_run)
         torch.manual_seed(config.seed)
         self.model, self.tokenizer = self._start(old, pieces, teacher, whisper, spoken, norm)
@@ -140,8 +153,8 @@ class DecoderDistillation:
         reader = Reader(teacher.decoder, whisper, self.tokenizer, config.text_form)
         listener = teacher if config.teacher_hears == "own" else None
         self.teacher = DecoderTeacher(reader, norm, listener).to(self.device)
-        layers, kept = len(teacher.decoder.blocks), len(self.decoder.blocks)
-        self.followed = [(i + 1) * layers // kept - 1 for i in range(kept)]
+        copied = config.layers if self.model is not old else [0] * len(self.decoder.blocks)
+        self.followed = followed_layers(len(teacher.decoder.blocks), copied)
         """The teacher's layer whose output each of the student's has to give."""
         self.train_set = self._listen(spoken)
         if not self.train_set:
@@ -220,7 +233,9 @@ class DecoderDistillation:
             return
         state = torch.load(path, map_location=self.device, weights_only=True)
         if state["tokenizer_sha256"] != tokenizer_hash(self.tokenizer):
-            raise ValueError(f"{path} was made for other tokens: model, train, texts and vocab_size must stay the same")
+            raise ValueError(
+                f"{path} was made for other tokens: model, pieces, train, texts and vocab_size must stay the same"
+            )
         try:
             self.decoder.load_state_dict(state["decoder"])
         except RuntimeError as error:

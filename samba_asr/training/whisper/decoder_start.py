@@ -5,7 +5,6 @@ resembles self-attention starts from it, as in the encoder. Windows begin by hea
 """
 
 import dataclasses
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +40,13 @@ def read_blocks(
     return decoder.out_proj(decoder.norm(x)), outputs
 
 
+def followed_layers(count: int, copied: list[int]) -> list[int]:
+    """Return which of a teacher's ``count`` layers each block of a student follows: evenly spread ones, but none before
+    the layer that the block was copied from; counted from 0."""
+    kept = len(copied)
+    return [max(layer, (i + 1) * count // kept - 1) for i, layer in enumerate(copied)]
+
+
 def goes_on(config: ModelConfig) -> bool:
     """Return whether a checkpoint has such a decoder already. Raises ValueError for one whose tokens are no use."""
     if not config.ctc.vocab_size:
@@ -48,7 +54,8 @@ def goes_on(config: ModelConfig) -> bool:
     if config.decoder.listening != "window":
         raise ValueError(
             f"model: its tokens are spelt in {config.ctc.vocab_size} pieces, but its decoder does not listen by "
-            "windows; name a checkpoint whose CTC head says whole tokens, or one of distil_decoder.py"
+            "windows; name its pieces for a new decoder, or a checkpoint whose CTC head says whole tokens, or one of "
+            "distil_decoder.py"
         )
     return True
 
@@ -56,7 +63,7 @@ def goes_on(config: ModelConfig) -> bool:
 def head_pieces(file: str, config: ModelConfig, tokenizer: Tokenizer) -> Tokenizer:
     """Return the tokenizer of a CTC head's pieces that a file holds. Raises ValueError where the checkpoint, of which
     config and tokenizer are, has others, FileNotFoundError where the file is missing."""
-    pieces = Tokenizer(Path(file).read_bytes())
+    pieces = Tokenizer.load(file)
     count = config.ctc.vocab_size or config.vocab_size
     if pieces.pieces() != tokenizer.pieces()[:count]:
         raise ValueError(f"pieces ({file}) must hold the {count} pieces of the model's CTC head, in their order")
@@ -64,7 +71,8 @@ def head_pieces(file: str, config: ModelConfig, tokenizer: Tokenizer) -> Tokeniz
 
 
 def widened(old: SambaASR, pieces: Tokenizer, tokenizer: Tokenizer, config: DecoderDistilConfig) -> SambaASR:
-    """Return a model with an old one's encoder and CTC head, and a random decoder that writes longer tokens."""
+    """Return a model with an old one's encoder and CTC head, and a random decoder that writes longer tokens, of whose
+    confidence nothing is known."""
     table = spellings(pieces, tokenizer)
     decoder = DecoderConfig(
         n_layers=len(config.layers),
@@ -77,7 +85,8 @@ def widened(old: SambaASR, pieces: Tokenizer, tokenizer: Tokenizer, config: Deco
         tied_embedding=True,
     )
     ctc = CTCConfig(old.config.ctc.n_layers, pieces.vocab_size, table.shape[1])
-    new = dataclasses.replace(old.config, vocab_size=tokenizer.vocab_size, decoder=decoder, ctc=ctc)
+    words = dataclasses.replace(old.config.words, confidence_scale=1.0, confidence_bias=0.0)
+    new = dataclasses.replace(old.config, vocab_size=tokenizer.vocab_size, decoder=decoder, ctc=ctc, words=words)
     model = SambaASR(new, old.features.mel_filters)
     own = {name: value for name, value in model.state_dict().items() if name.startswith("decoder.")}
     kept = {name: value for name, value in old.state_dict().items() if not name.startswith("decoder.")}

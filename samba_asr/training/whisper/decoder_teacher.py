@@ -11,7 +11,10 @@ from samba_asr.training.whisper.matching import Matching
 from samba_asr.training.whisper.network import Teacher
 from samba_asr.training.whisper.reading import Reader
 from samba_asr.training.whisper.transcribe import padded_states, teacher_features
-from samba_asr.training.whisper.windows import STATE_SAMPLES
+from samba_asr.training.whisper.windows import STATE_SAMPLES, WINDOW_STATES
+
+WINDOWS_AT_ONCE = 8
+"""Of 30 s, that the teacher's encoder hears."""
 
 
 class Norm(NamedTuple):
@@ -74,13 +77,18 @@ class DecoderTeacher(nn.Module):
         return (ids, shared) if shared else ([], [])
 
     def listen(self, waveforms: Sequence[Tensor], bf16: bool) -> list[Tensor | None]:
-        """Return what the teacher's encoder makes of waveforms, (samples,) at 16 kHz and at most 30 s each, (states,
+        """Return what the teacher's encoder makes of the first 30 s of waveforms, (samples,) at 16 kHz, (states,
         d_model) float16, one each 20 ms; None of each where the teacher hears the student's. bf16: mixed precision."""
         if self.listener is None or self.features is None:
             return [None] * len(waveforms)
-        states = padded_states(self.listener, self.features, waveforms, bf16).half().cpu()
-        lengths = [-(-len(waveform) // STATE_SAMPLES) for waveform in waveforms]
-        return [row[:length].clone() for row, length in zip(states, lengths, strict=True)]
+        heard: list[Tensor | None] = []
+        for start in range(0, len(waveforms), WINDOWS_AT_ONCE):
+            some = [
+                waveform[: WINDOW_STATES * STATE_SAMPLES] for waveform in waveforms[start : start + WINDOWS_AT_ONCE]
+            ]
+            states = padded_states(self.listener, self.features, some, bf16).half().cpu()
+            heard += [row[: -(-len(one) // STATE_SAMPLES)].clone() for row, one in zip(states, some, strict=True)]
+        return heard
 
     def forward(self, states: Tensor, lengths: Tensor, texts: Sequence[Sequence[int]]) -> Heard:
         """states: (batch, states, d_model), the student's; lengths: (batch,) int64; texts: ids from :meth:`read`."""
