@@ -261,6 +261,34 @@ def test_two_views_are_masked_apart_and_drawn_together(corpus):
     assert masked.model.encoder.blocks[0].norm.weight.grad.abs().sum() > 0
 
 
+def test_expected_errors_are_lowered_beside_the_rest(corpus, tmp_path):
+    """From the decoder's first step on; the metrics tell them, and the decoder learns from them."""
+    model = dataclasses.replace(small_model(), vocab_size=48)
+
+    def module(**changes):
+        torch.manual_seed(1)
+        config = settings(corpus, model=model, **changes)
+        selection = selected(config)
+        tokenizer = Tokenizer.load(config.data.tokenizer)
+        batch = collate([SpeechDataset(selection, 16_000)[0, index] for index in range(3)])
+        return TrainingModule(config, SambaASR(model), tokenizer, selection.utterances), batch
+
+    plain, batch = module()
+    assert plain.losses(batch).minimum_wer is None
+    later, _ = module(minimum_wer_weight=1.0, decoder_from_step=3)
+    assert later.losses(batch).minimum_wer is None
+    asked, _ = module(minimum_wer_weight=1.0, minimum_wer_texts=6, consistency_weight=0.2)
+    loss = asked.losses(batch).minimum_wer
+    assert 0 < loss.item() < 50
+    loss.backward()
+    assert asked.model.decoder.out_proj.weight.grad.abs().sum() > 0
+    assert asked.model.ctc_head.weight.grad is None
+
+    train(settings(corpus, minimum_wer_weight=1.0), tmp_path / "run")
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    assert any(row.get("minimum_wer", 0) > 0 for row in rows)
+
+
 def tuned(corpus, **changes):
     config = settings(corpus, model=dataclasses.replace(small_model(), vocab_size=48))
     return dataclasses.replace(config, encoder=EncoderTuningConfig(**changes))

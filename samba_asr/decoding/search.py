@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -125,7 +124,8 @@ def _decoder_search(
     if config.search == "rescoring":
         n_best = [ctc_prefix_beam(utterance, config.beam_size) for utterance in utterances]
         weights = (config.ctc_weight, config.length_bonus)
-        read = partial(_read, model, utterances) if model.decoder.listening == "window" else None
+        windows = model.decoder.listening == "window"
+        read = (lambda row, n_best: read_texts(model, utterances[row], n_best)) if windows else None
         return _alone(rescore(model.decoder, encoder_out, encoder_lengths, n_best, *weights, read))
     if model.decoder.listening == "state":
         return _alone(autoregressive_greedy(model.decoder, encoder_out, encoder_lengths, max_tokens))
@@ -149,14 +149,12 @@ def _joint(
     return [(list(texts[0].tokens), tuple(texts)) for texts in found]
 
 
-def _read(
-    model: SambaASR, utterances: Sequence[NDArray[np.floating]], row: int, n_best: Sequence[Hypothesis]
-) -> list[Reading]:
-    """Return the tokens and places of texts in pieces, as CTC aligns them with an utterance."""
+def read_texts(model: SambaASR, log_probs: NDArray[np.floating], n_best: Sequence[Hypothesis]) -> list[Reading]:
+    """Return the tokens and places of texts in pieces, as CTC aligns them with an utterance; log_probs: what it says
+    there, (states, vocab_size)."""
     spelling = spelling_of(model.spellings, model.config.ctc_vocab_size)
     tokens = [spelling.tokens(hypothesis.tokens) for hypothesis in n_best]
     spelt = [model.spell(torch.tensor([text], dtype=torch.int64), torch.tensor([len(text)])) for text in tokens]
-    log_probs = utterances[row]
     states = len(log_probs)
     alike = np.broadcast_to(log_probs, (len(tokens), *log_probs.shape)).copy()
     firsts = align(alike, [states] * len(tokens), [pieces for (pieces,), _ in spelt])

@@ -28,6 +28,7 @@ COLUMNS = (
     "expectation",
     "text",
     "consistency",
+    "minimum_wer",
     "grad_norm",
     "audio_hours",
     "audio_seconds_per_second",
@@ -40,9 +41,9 @@ COLUMNS = (
 )
 """Of metrics.csv. Losses are means over the steps since the row before that had them, and ``loss`` is all that was
 lowered: what the transcripts give, and by weight the distance from a teacher's states (``teacher``) and from what its
-decoder expects (``reading``, the encoder's; ``expectation``, the decoder's), the decoder's loss on text (``text``) and
-the divergence between two views (``consistency``). A cell without a value is empty. The last row has the scores of the
-exported weights, and a 1 under ``exported``."""
+decoder expects (``reading``, the encoder's; ``expectation``, the decoder's), the decoder's loss on text (``text``), the
+divergence between two views (``consistency``) and the word errors to expect of joint search (``minimum_wer``). A cell
+without a value is empty. The last row has the scores of the exported weights, and a 1 under ``exported``."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -273,6 +273,11 @@ class TrainingConfig:
     """Above 0, each utterance is heard in two views with masks of their own, and the divergence between what CTC says
     of them, summed over states and divided by the number of tokens, is added to the loss with this weight (CR-CTC,
     arXiv 2410.05101, which takes 0.2; it wants more masks than training without). Doubles a batch's cost."""
+    minimum_wer_weight: float = 0.0
+    """The word errors a word to expect of joint search, times this is added to the loss (minimum word error rate
+    training, arXiv 1712.01818). For a model that recognises already: it learns which of its own texts is best."""
+    minimum_wer_texts: int = 4
+    """Texts that joint search finds of each recording for that, with the weights in model.search."""
     decoder_from_step: int = 0
     """Steps at the beginning in which CTC alone learns, which takes a fraction of the time."""
     max_steps: int = 20_000
@@ -319,6 +324,13 @@ class TrainingConfig:
         require(0 <= self.token_noise < 1, f"token_noise ({self.token_noise}) must be at least 0 and below 1")
         require(0 <= self.spelt_share < 1, f"spelt_share ({self.spelt_share}) must be at least 0 and below 1")
         require(self.consistency_weight >= 0, f"consistency_weight ({self.consistency_weight}) must not be negative")
+        require(self.minimum_wer_weight >= 0, f"minimum_wer_weight ({self.minimum_wer_weight}) must not be negative")
+        require(self.minimum_wer_texts >= 2, f"minimum_wer_texts ({self.minimum_wer_texts}) must be at least 2")
+        require(
+            not self.minimum_wer_weight or self.model.search.ctc_weight < 1,
+            f"minimum_wer_weight ({self.minimum_wer_weight}) needs model.search.ctc_weight "
+            f"({self.model.search.ctc_weight}) below 1: it is the decoder that learns",
+        )
         require(0 <= self.label_smoothing < 1, f"label_smoothing ({self.label_smoothing}) must be in [0, 1)")
         require(self.decoder_from_step >= 0, f"decoder_from_step ({self.decoder_from_step}) must not be negative")
         require(self.seed >= 0, f"seed ({self.seed}) must not be negative")

@@ -21,6 +21,7 @@ _PANELS: Sequence[Panel] = (
             ("expectation", "train, what it expects of the next token"),
             ("text", "train, decoder on text"),
             ("consistency", "train, between views"),
+            ("minimum_wer", "train, word errors to expect"),
             ("dev_loss", "dev"),
             ("dev_ctc", "dev, CTC"),
             ("dev_decoder", "dev, decoder"),

@@ -22,6 +22,7 @@ from samba_asr.training.config import TrainingConfig
 from samba_asr.training.consistency import VIEWS, consistency_loss
 from samba_asr.training.data import Batch, mix_seed
 from samba_asr.training.manifest import Utterance
+from samba_asr.training.minimum_wer import minimum_wer_loss
 from samba_asr.training.resume import tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share, run_progress
 from samba_asr.training.text import TextBatches
@@ -72,6 +73,8 @@ class StepLosses(NamedTuple):
     """The decoder's loss on text without recordings, None without any."""
     consistency: Tensor | None
     """Divergence a token between what CTC says of two views, None where there is one."""
+    minimum_wer: Tensor | None
+    """Word errors a word to expect of joint search, None where that is not asked for."""
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -212,10 +215,21 @@ class TrainingModule(lightning.LightningModule):
         expected = None
         if expectation is not None and logits:
             expected = divergence_from(expectation, logits[0].unflatten(0, (views, -1)))
-        return StepLosses(recordings, teacher, reading, expected, self._text_loss(), consistency)
+        minimum_wer = self._minimum_wer(batch, states, lengths)
+        return StepLosses(recordings, teacher, reading, expected, self._text_loss(), consistency, minimum_wer)
 
     def _decoder_learns(self) -> bool:
         return bool(self.global_step >= self.config.decoder_from_step)
+
+    def _minimum_wer(self, batch: Batch, states: Tensor, lengths: Tensor) -> Tensor | None:
+        """Return the errors to expect, of each recording's first view."""
+        if not self.config.minimum_wer_weight or not self._decoder_learns():
+            return None
+        count = len(batch.places)
+        rows = zip(batch.tokens.tolist(), batch.token_lengths.tolist(), strict=True)
+        references = [self.tokenizer.decode(row[:length]) for row, length in rows]
+        texts = self.config.minimum_wer_texts
+        return minimum_wer_loss(self.model, self.tokenizer, states[:count], lengths[:count], references, texts)
 
     def _text_loss(self) -> Tensor | None:
         if self.text is None or not self._decoder_learns():
@@ -238,6 +252,7 @@ class TrainingModule(lightning.LightningModule):
             "expectation": self.config.expectation_weight,
             "text": self.config.text.weight,
             "consistency": self.config.consistency_weight,
+            "minimum_wer": self.config.minimum_wer_weight,
         }
         others = {name: loss for name in weights if (loss := getattr(losses, name)) is not None}
         total = losses.recordings.total + sum(weights[name] * loss for name, loss in others.items())
