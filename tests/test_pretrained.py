@@ -4,9 +4,7 @@ import json
 
 import jiwer
 import pytest
-import torch
 
-from samba_asr.model.checkpoint import load_checkpoint
 from samba_asr.model.pretrained import PRETRAINED, pretrained_models, resolve_model
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.transcriber import Transcriber
@@ -113,10 +111,3 @@ def test_models_that_ship_are_small_and_read_recordings(name, mebibytes, paramet
     assert transcriber.model.config.search.search == "joint"
     references = [normalize_for_training(text) for _, text in clips]
     assert jiwer.wer(references, [transcriber.transcribe(path).text for path, _ in clips]) <= 15 / 92
-
-
-def test_both_models_hear_alike():
-    """The cards say so: encoder and CTC head are the same."""
-    tiny, base = (load_checkpoint(PRETRAINED / f"samba-{size}-en")[0].state_dict() for size in ("tiny", "base"))
-    shared = [name for name in tiny if not name.startswith(("decoder.", "spellings"))]
-    assert shared and all(torch.equal(tiny[name], base[name]) for name in shared)
