@@ -157,7 +157,40 @@ def test_nothing_to_choose_costs_nothing(shipped, noisy):
     """Without recordings that matter the loss is 0 and has no gradient: all texts of a silence are as bad, or one."""
     model, tokenizer = shipped
     states, lengths = model.encode(torch.zeros(2, 16_000), torch.tensor([16_000, 8_000]))
-    assert minimum_wer_loss(model, tokenizer, states, lengths, ["", ""], 4).item() == 0
+    loss = minimum_wer_loss(model, tokenizer, states, lengths, ["", ""], 4)
+    assert loss.item() == 0 and not loss.requires_grad
+
+
+def test_states_that_are_no_numbers_cost_nothing(shipped, noisy):
+    """The step is skipped for the other losses, and its batch told; the search must not end the run."""
+    model, tokenizer = shipped
+    states, lengths, references = noisy
+    broken = states.clone()
+    broken[0, 0, 0] = torch.nan
+    assert find_choices(model, tokenizer, broken, lengths, references, 4) == []
+
+
+def test_chunks_limit_what_ctc_hears(shipped, noisy):
+    """As in the loss of the transcripts."""
+    model, tokenizer = shipped
+    states, lengths, references = noisy
+    whole, parts = (find_choices(model, tokenizer, states, lengths, references, 4, chunk) for chunk in (None, 12))
+    assert [choice.scores for choice in whole] != [choice.scores for choice in parts]
+
+
+def test_bfloat16_is_close(shipped, noisy):
+    """Under autocast what is expected stays in float32, and its gradient goes the same way."""
+    model, tokenizer = copy.deepcopy(shipped[0]), shipped[1]
+    gradients, values = [], []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = minimum_wer_loss(model, tokenizer, *noisy, 4)
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.decoder.parameters() if p.grad is not None]))
+        values.append(loss.item())
+    assert values[1] == pytest.approx(values[0], abs=1e-5)
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.98
 
 
 @pytest.mark.parametrize(
@@ -183,4 +216,6 @@ def test_what_the_search_cuts_counts_nothing(shipped, noisy, monkeypatch):
     longest = 0.5 * (sorted(lengths.tolist())[1] + sorted(lengths.tolist())[2]) * model.seconds_per_state
     monkeypatch.setattr("samba_asr.decoding.search.LONGEST_SECONDS", longest)
     whole = {choice.row for choice in find_choices(model, tokenizer, states, lengths, references, 4)}
-    assert whole <= {row for row, length in enumerate(lengths.tolist()) if length * model.seconds_per_state <= longest}
+    assert whole and whole <= {
+        row for row, length in enumerate(lengths.tolist()) if length * model.seconds_per_state <= longest
+    }

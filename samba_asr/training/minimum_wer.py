@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -36,19 +37,22 @@ def minimum_wer_loss(
     lengths: Tensor,
     references: Sequence[str],
     texts: int,
+    chunk: int | None = None,
 ) -> Tensor:
     """Return the word errors to expect of joint search, over the words of the references: a scalar.
 
     Joint search, with the model's own weights and a beam of ``texts``, finds texts of each recording; expected is the
     mean of their errors, weighted by the softmax of their scores. Decoder and states learn from it; what CTC says of a
     text, and which texts there are, is taken as it stands. Recordings count nothing where all texts are as bad, or
-    where the search cuts them into stretches.
+    where the search cuts them into stretches. Scores are the search's, without dropout; the gradient is that of what
+    the decoder says, in the model's mode, of each text in the tokens that spell it longest first.
 
     states: (batch, states, d_model); lengths: (batch,) int64; references: the transcripts, as ``tokenizer`` gives them
-    back; texts: at least 2.
+    back, whose capitals and marks count if it has such; texts: at least 2; chunk: as in
+    :meth:`SambaASR.ctc_log_probs`.
     """
     words = sum(len(reference.split()) for reference in references)
-    choices = find_choices(model, tokenizer, states.detach(), lengths, references, texts)
+    choices = find_choices(model, tokenizer, states.detach(), lengths, references, texts, chunk)
     if not choices:
         return states.new_zeros(())
     said = _read(model, states, lengths, choices)
@@ -62,7 +66,7 @@ def minimum_wer_loss(
 
 def expected_errors(scores: Tensor, errors: Tensor) -> Tensor:
     """Return the mean of the texts' errors by the softmax of their scores, both (texts,)."""
-    return scores.softmax(0) @ errors
+    return (scores.softmax(0) * errors).sum()  # a product would be in bfloat16 under autocast
 
 
 @torch.no_grad()
@@ -73,13 +77,17 @@ def find_choices(
     lengths: Tensor,
     references: Sequence[str],
     texts: int,
+    chunk: int | None = None,
 ) -> list[Choice]:
     """Return what joint search has to choose from, of the recordings where it matters; arguments as of
-    :func:`minimum_wer_loss`. The model's mode is as before afterwards."""
+    :func:`minimum_wer_loss`. Nothing where CTC's log-probabilities are no numbers, which no search can read. The
+    model's mode is as before afterwards."""
     choices = []
     with _evaluation(model), torch.autocast(states.device.type, enabled=False):
         states = states.to(model.ctc_head.weight.dtype)  # of bf16 mixed precision
-        log_probs = model.ctc_log_probs(states, lengths).cpu().numpy()
+        log_probs = model.ctc_log_probs(states, lengths, chunk).cpu().numpy()
+        if np.isnan(log_probs).any():
+            return []
         config = dataclasses.replace(model.config.search, search="joint", beam_size=texts)
         found = search_stretches(model, states, lengths, log_probs, config)
         for row, (stretches, length) in enumerate(zip(found, lengths.tolist(), strict=True)):

@@ -215,13 +215,13 @@ class TrainingModule(lightning.LightningModule):
         expected = None
         if expectation is not None and logits:
             expected = divergence_from(expectation, logits[0].unflatten(0, (views, -1)))
-        minimum_wer = self._minimum_wer(batch, states, lengths)
+        minimum_wer = self._minimum_wer(batch, states, lengths, chunk)
         return StepLosses(recordings, teacher, reading, expected, self._text_loss(), consistency, minimum_wer)
 
     def _decoder_learns(self) -> bool:
         return bool(self.global_step >= self.config.decoder_from_step)
 
-    def _minimum_wer(self, batch: Batch, states: Tensor, lengths: Tensor) -> Tensor | None:
+    def _minimum_wer(self, batch: Batch, states: Tensor, lengths: Tensor, chunk: int | None) -> Tensor | None:
         """Return the errors to expect, of each recording's first view."""
         if not self.config.minimum_wer_weight or not self._decoder_learns():
             return None
@@ -229,7 +229,7 @@ class TrainingModule(lightning.LightningModule):
         rows = zip(batch.tokens.tolist(), batch.token_lengths.tolist(), strict=True)
         references = [self.tokenizer.decode(row[:length]) for row, length in rows]
         texts = self.config.minimum_wer_texts
-        return minimum_wer_loss(self.model, self.tokenizer, states[:count], lengths[:count], references, texts)
+        return minimum_wer_loss(self.model, self.tokenizer, states[:count], lengths[:count], references, texts, chunk)
 
     def _text_loss(self) -> Tensor | None:
         if self.text is None or not self._decoder_learns():
