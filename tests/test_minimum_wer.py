@@ -37,6 +37,11 @@ def noisy(shipped, clips):
     return states, lengths, [normalize_for_training(text) for _, text in clips]
 
 
+def loss_of(model, tokenizer, states, lengths, references, texts):
+    choices = find_choices(model, tokenizer, states.detach(), lengths, references, texts)
+    return minimum_wer_loss(model, states, lengths, choices, sum(len(text.split()) for text in references))
+
+
 def test_expected_errors_are_a_weighted_mean():
     scores = torch.tensor([-3.0, -1.5, -2.0], dtype=torch.float64, requires_grad=True)
     errors = torch.tensor([2.0, 5.0, 0.0], dtype=torch.float64)
@@ -117,7 +122,7 @@ def test_the_gradient_is_that_of_the_scores(shipped, noisy):
             total += float(shares @ torch.tensor(choice.errors, dtype=torch.float64))
         return total / sum(len(reference.split()) for reference in references)
 
-    loss = minimum_wer_loss(model, tokenizer, states, lengths, references, 4)
+    loss = loss_of(model, tokenizer, states, lengths, references, 4)
     loss.backward()
     slope = sum(float((x.grad * d).sum()) for x, d in zip((weight, states), directions, strict=True))
     values = []
@@ -143,7 +148,7 @@ def test_steps_along_it_make_fewer_errors(shipped, noisy):
     optimizer = torch.optim.SGD(model.decoder.parameters(), lr=0.03)
     losses = []
     for _ in range(6):
-        loss = minimum_wer_loss(model, tokenizer, *noisy, 4)
+        loss = loss_of(model, tokenizer, *noisy, 4)
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -157,7 +162,7 @@ def test_nothing_to_choose_costs_nothing(shipped, noisy):
     """Without recordings that matter the loss is 0 and has no gradient: all texts of a silence are as bad, or one."""
     model, tokenizer = shipped
     states, lengths = model.encode(torch.zeros(2, 16_000), torch.tensor([16_000, 8_000]))
-    loss = minimum_wer_loss(model, tokenizer, states, lengths, ["", ""], 4)
+    loss = loss_of(model, tokenizer, states, lengths, ["", ""], 4)
     assert loss.item() == 0 and not loss.requires_grad
 
 
@@ -185,7 +190,7 @@ def test_bfloat16_is_close(shipped, noisy):
     for enabled in (False, True):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = minimum_wer_loss(model, tokenizer, *noisy, 4)
+            loss = loss_of(model, tokenizer, *noisy, 4)
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.decoder.parameters() if p.grad is not None]))
         values.append(loss.item())

@@ -30,29 +30,17 @@ class Choice(NamedTuple):
     """Words substituted, left out and put in."""
 
 
-def minimum_wer_loss(
-    model: SambaASR,
-    tokenizer: Tokenizer,
-    states: Tensor,
-    lengths: Tensor,
-    references: Sequence[str],
-    texts: int,
-    chunk: int | None = None,
-) -> Tensor:
+def minimum_wer_loss(model: SambaASR, states: Tensor, lengths: Tensor, choices: Sequence[Choice], words: int) -> Tensor:
     """Return the word errors to expect of joint search, over the words of the references: a scalar.
 
-    Joint search, with the model's own weights and a beam of ``texts``, finds texts of each recording; expected is the
-    mean of their errors, weighted by the softmax of their scores. Decoder and states learn from it; what CTC says of a
-    text, and which texts there are, is taken as it stands. Recordings count nothing where all texts are as bad, or
-    where the search cuts them into stretches. Scores are the search's, without dropout; the gradient is that of what
-    the decoder says, in the model's mode, of each text in the tokens that spell it longest first.
+    Expected is the mean of the errors of a recording's texts, weighted by the softmax of their scores. Decoder and
+    states learn from it; what CTC says of a text, and which texts there are, is taken as it stands. Scores are the
+    search's, without dropout; the gradient is that of what the decoder says, in the model's mode, of each text in the
+    tokens that spell it longest first.
 
-    states: (batch, states, d_model); lengths: (batch,) int64; references: the transcripts, as ``tokenizer`` gives them
-    back, whose capitals and marks count if it has such; texts: at least 2; chunk: as in
-    :meth:`SambaASR.ctc_log_probs`.
+    states: (batch, states, d_model); lengths: (batch,) int64; choices: from :func:`find_choices`, for these states;
+    words: of all references, those of recordings without a choice as well.
     """
-    words = sum(len(reference.split()) for reference in references)
-    choices = find_choices(model, tokenizer, states.detach(), lengths, references, texts, chunk)
     if not choices:
         return states.new_zeros(())
     said = _read(model, states, lengths, choices)
@@ -79,9 +67,16 @@ def find_choices(
     texts: int,
     chunk: int | None = None,
 ) -> list[Choice]:
-    """Return what joint search has to choose from, of the recordings where it matters; arguments as of
-    :func:`minimum_wer_loss`. Nothing where CTC's log-probabilities are no numbers, which no search can read. The
-    model's mode is as before afterwards."""
+    """Return what joint search has to choose from, of the recordings where it matters.
+
+    Joint search, with the model's own weights and a beam of ``texts``, finds texts of each recording. There is nothing
+    to choose where all are as bad, where the search cuts the recording into stretches, and where CTC's
+    log-probabilities are no numbers, which no search can read. The model's mode is as before afterwards.
+
+    states: (batch, states, d_model); lengths: (batch,) int64; references: the transcripts, as ``tokenizer`` gives them
+    back, whose capitals and marks count if it has such; texts: at least 2; chunk: as in
+    :meth:`SambaASR.ctc_log_probs`.
+    """
     choices = []
     with _evaluation(model), torch.autocast(states.device.type, enabled=False):
         states = states.to(model.ctc_head.weight.dtype)  # of bf16 mixed precision

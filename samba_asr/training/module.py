@@ -22,7 +22,7 @@ from samba_asr.training.config import TrainingConfig
 from samba_asr.training.consistency import VIEWS, consistency_loss
 from samba_asr.training.data import Batch, mix_seed
 from samba_asr.training.manifest import Utterance
-from samba_asr.training.minimum_wer import minimum_wer_loss
+from samba_asr.training.minimum_wer import find_choices, minimum_wer_loss
 from samba_asr.training.resume import tokenizer_hash
 from samba_asr.training.schedule import learning_rate_share, run_progress
 from samba_asr.training.text import TextBatches
@@ -228,8 +228,10 @@ class TrainingModule(lightning.LightningModule):
         count = len(batch.places)
         rows = zip(batch.tokens.tolist(), batch.token_lengths.tolist(), strict=True)
         references = [self.tokenizer.decode(row[:length]) for row, length in rows]
-        texts = self.config.minimum_wer_texts
-        return minimum_wer_loss(self.model, self.tokenizer, states[:count], lengths[:count], references, texts, chunk)
+        words = sum(len(reference.split()) for reference in references)
+        states, lengths, texts = states[:count], lengths[:count], self.config.minimum_wer_texts
+        choices = find_choices(self.model, self.tokenizer, states.detach(), lengths, references, texts, chunk)
+        return minimum_wer_loss(self.model, states, lengths, choices, words)
 
     def _text_loss(self) -> Tensor | None:
         if self.text is None or not self._decoder_learns():
