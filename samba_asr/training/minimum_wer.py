@@ -38,8 +38,9 @@ def minimum_wer_loss(model: SambaASR, states: Tensor, lengths: Tensor, choices: 
     search's, without dropout; the gradient is that of what the decoder says, in the model's mode, of each text in the
     tokens that spell it longest first.
 
-    states: (batch, states, d_model); lengths: (batch,) int64; choices: from :func:`find_choices`, for these states;
-    words: of all references, those of recordings without a choice as well.
+    states: (batch, states, d_model); lengths: (batch,) int64; choices: from :func:`find_choices`, for these states
+    and the model's present weights, since scores are not computed anew; words: of all references, those of recordings
+    without a choice as well. Without choices it is 0 and has no gradient.
     """
     if not choices:
         return states.new_zeros(())
