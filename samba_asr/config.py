@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-CONFIG_VERSION = 9
+CONFIG_VERSION = 10
 """Of ``config.json``: increase it with every field that is added, removed or redefined (and see checkpoint.py)."""
 
 Normalisation = Literal["whisper", "global", "causal"]
@@ -256,6 +256,8 @@ class SearchConfig:
     surprise, or words would go missing."""
     hotword_boost: float = 0.6
     """joint: added to a text's score for each letter of a hotword, where there are any."""
+    unknown_word_penalty: float = 2.0
+    """joint: taken off a text's score for each word that the lexicon lacks, where there is one."""
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)
@@ -267,7 +269,7 @@ class SearchConfig:
         for name in ("length_bonus", "lm_length_bonus"):
             if not math.isfinite(getattr(self, name)):
                 raise ValueError(f"{name} ({getattr(self, name)}) must be a number")
-        for name in ("lm_weight", "hotword_boost"):
+        for name in ("lm_weight", "hotword_boost", "unknown_word_penalty"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be 0 or a positive number")
 

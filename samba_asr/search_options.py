@@ -10,6 +10,8 @@ _SETTINGS = (
     "spelling_weight",
     "hotwords",
     "hotword_boost",
+    "lexicon",
+    "unknown_word_penalty",
     "lm",
     "lm_weight",
     "lm_length_bonus",
@@ -36,11 +38,18 @@ def add_search_options(parser: argparse._ActionsContainer) -> None:
         help="joint: a language model that weighs words too: a folder of recipes/language_model, or an n-gram file "
         "(ARPA or KenLM's binary; pip install 'samba-asr[ngram]')",
     )
+    parser.add_argument(
+        "--lexicon",
+        metavar="FILE",
+        help="joint: the words that exist, one a line; others can still be written, but cost --unknown-word-penalty "
+        "(default: the model's, if it has any)",
+    )
     for name, metavar, meaning in (
         ("--ctc-weight", "W", "rescoring, joint: what the encoder's word counts, 0 to 1; the decoder has the rest"),
         ("--length-bonus", "B", "rescoring, joint: added for each piece: more of it, and fewer words go missing"),
         ("--spelling-weight", "P", "joint: power of CTC's choice among pieces, above 0 to 1"),
         ("--hotword-boost", "B", "joint: what each letter of a hotword adds, times the hotword's weight"),
+        ("--unknown-word-penalty", "P", "joint: what each word costs that the lexicon lacks; 0: there is none"),
         ("--lm-weight", "W", "joint: what the language model counts"),
         ("--lm-length-bonus", "B", "joint: added for each piece, times --lm-weight, where there is a language model"),
     ):

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,6 +20,7 @@ from samba_asr.batches import Batches, Outcome
 from samba_asr.config import Precision, Search, SearchConfig
 from samba_asr.decoding.advisers import NOBODY, Advisers, advisers_of, load_lm
 from samba_asr.decoding.hotwords import read_hotwords
+from samba_asr.decoding.lexicon import read_lexicon
 from samba_asr.decoding.n_best import join_n_best
 from samba_asr.decoding.ngram import NGram
 from samba_asr.decoding.search import check_advisers, search_stretches
@@ -29,6 +30,7 @@ from samba_asr.live import AHEAD_SECONDS, CHUNK_SECONDS, PAUSE_SECONDS, Live, Li
 from samba_asr.long_form import Cutter, forget_shapes, joined
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import load_checkpoint
+from samba_asr.model.checkpoint_files import LEXICON_FILE
 from samba_asr.model.language_model import LanguageModel
 from samba_asr.model.pretrained import resolve_model
 from samba_asr.one_pass import Part, parts
@@ -49,11 +51,12 @@ take a fifth less of a core than one, four a quarter less, and hold more."""
 class Transcriber:
     """A recogniser with its tokenizer and search.
 
-    ``search`` is the checkpoint's own where none is given; ``name`` is what transcripts call the model. ``lm`` and
-    ``hotwords`` (phrases with their weights) have a say in joint search. ``vad`` says which recordings are cut into
-    spans (see :class:`Cutter`), ``batch_size`` how many spans are transcribed at once. With ``precision`` bfloat16 the
-    encoder's and CTC's matrices are multiplied so; features, scans' states, CTC's probabilities and the whole search
-    stay in float32. Then what shares a batch may change a rounding, and now and then a word.
+    ``search`` is the checkpoint's own where none is given; ``name`` is what transcripts call the model. ``lm``,
+    ``hotwords`` (phrases with their weights) and ``lexicon`` (words in lower case) have a say in joint search. ``vad``
+    says which recordings are cut into spans (see :class:`Cutter`), ``batch_size`` how many spans are transcribed at
+    once. With ``precision`` bfloat16 the encoder's and CTC's matrices are multiplied so; features, scans' states, CTC's
+    probabilities and the whole search stay in float32. Then what shares a batch may change a rounding, and now and then
+    a word.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Transcriber:
         self.seconds_per_frame = model.config.features.hop_length / self.sample_rate
         self.lm: LanguageModel | NGram | None = None
         self.hotwords: Mapping[str, float] = {}
+        self.lexicon: Set[str] | None = None
         self._advisers: tuple[Any, Advisers] = (None, NOBODY)
         texts = ["" if i in SPECIAL_IDS else text for i, text in enumerate(tokenizer.pieces())]
         self._pieces = texts[: model.config.ctc_vocab_size]
@@ -103,15 +107,18 @@ class Transcriber:
         lm_length_bonus: float | None = None,
         hotwords: Hotwords | None = None,
         hotword_boost: float | None = None,
+        lexicon: str | Path | None = None,
+        unknown_word_penalty: float | None = None,
         vad: bool | None = None,
         batch_size: int | None = None,
         precision: Precision = "float32",
     ) -> "Transcriber":
         """Load a checkpoint folder or a name in ``pretrained/`` (see :func:`resolve_model`).
 
-        search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, lm_length_bonus, hotword_boost:
-        instead of the checkpoint's (see :class:`SearchConfig`). lm: a language model, see
-        :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. vad: True to transcribe
+        search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, lm_length_bonus, hotword_boost,
+        unknown_word_penalty: instead of the checkpoint's (see :class:`SearchConfig`). lm: a language model, see
+        :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. lexicon: a file with a word a line,
+        instead of the ``lexicon.txt`` that a checkpoint may have. vad: True to transcribe
         only where somebody speaks, False to leave nothing out, where the encoder takes recordings of more than 30 s in
         one pass; without, they are cut. batch_size: spans at once. precision: bfloat16 for a quicker encoder where the
         processor multiplies in it (CPUs with AMX, GPUs since Ampere). Raises FileNotFoundError where there is no such
@@ -129,6 +136,7 @@ class Transcriber:
             "lm_weight": lm_weight,
             "lm_length_bonus": lm_length_bonus,
             "hotword_boost": hotword_boost,
+            "unknown_word_penalty": unknown_word_penalty,
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(recogniser.config.search, **changes)
@@ -139,6 +147,10 @@ class Transcriber:
             transcriber.lm = load_lm(lm, tokenizer, transcriber._pieces, device)
         if hotwords is not None:
             transcriber.hotwords = _weights(hotwords)
+        if lexicon is not None and config.search != "joint":
+            raise ValueError(f"search ({config.search!r}) must be 'joint' where a lexicon has a say")
+        if lexicon is not None or (folder / LEXICON_FILE).is_file():
+            transcriber.lexicon = read_lexicon(folder / LEXICON_FILE if lexicon is None else lexicon)
         transcriber.check()
         return transcriber
 
@@ -154,10 +166,11 @@ class Transcriber:
             raise ValueError(f"n_best ({n_best}) must not exceed beam_size ({self.search.beam_size}): widen the beam")
 
     def advisers(self) -> Advisers:
-        """Return who has a say in joint search, made anew where search, language model or hotwords have changed."""
-        key = (self.search, self.lm, tuple(self.hotwords.items()))
+        """Return who has a say in joint search, made anew where search, language model, hotwords or lexicon have
+        changed."""
+        key = (self.search, self.lm, tuple(self.hotwords.items()), self.lexicon)
         if key != self._advisers[0]:
-            self._advisers = key, advisers_of(self.search, self.lm, self.hotwords, self._pieces)
+            self._advisers = key, advisers_of(self.search, self.lm, self.hotwords, self.lexicon, self._pieces)
         return self._advisers[1]
 
     def transcribe(self, audio: Audio, *, hotwords: Hotwords | None = None, n_best: int = 1) -> Transcript:

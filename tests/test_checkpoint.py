@@ -142,13 +142,23 @@ def test_version_1_takes_the_defaults_of_what_came_later(folder):
 
 def test_version_6_had_no_s4d(folder):
     before, config = load_checkpoint(folder)[0].config, json.loads((folder / "config.json").read_text())
-    assert config["version"] == CONFIG_VERSION == 9
+    assert config["version"] == CONFIG_VERSION == 10
     for part in ("encoder", "decoder"):
         del config["model"][part]["mixer"]["s4d_init"]
     change_config(folder, version=6, model=config["model"])
     assert load_checkpoint(folder)[0].config == before
     change_config(folder, version=7)
     with pytest.raises(CheckpointError, match=r"model.encoder.mixer lacks s4d_init"):
+        load_checkpoint(folder)
+
+
+def test_version_9_had_no_lexicon(folder):
+    before, config = load_checkpoint(folder)[0].config, json.loads((folder / "config.json").read_text())
+    assert config["model"]["search"].pop("unknown_word_penalty") == 2.0
+    change_config(folder, version=9, model=config["model"])
+    assert load_checkpoint(folder)[0].config == before
+    change_config(folder, version=10)
+    with pytest.raises(CheckpointError, match=r"model.search lacks unknown_word_penalty"):
         load_checkpoint(folder)
 
 

@@ -1,6 +1,7 @@
 """Transcribers with hotwords, a language model, and several texts."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -149,6 +150,26 @@ def test_an_n_gram_model_has_a_say(tiny_checkpoint, waveform, joint, tmp_path):
     assert advised.transcribe(waveform).text != joint.transcribe(waveform).text
 
 
+def test_a_lexicon_has_a_say(tiny_checkpoint, waveform, joint, tmp_path):
+    """The folder's own, one that is given, none; a penalty so high that only its words are left."""
+    plain = joint.transcribe(waveform).text
+    words = plain.split()
+    assert len(set(words)) > 3 and joint.lexicon is None
+    (tmp_path / "words").write_text("\n".join(set(words) - {words[0]}), encoding="utf-8")
+    given = Transcriber.load(
+        tiny_checkpoint, search="joint", beam_size=6, lexicon=tmp_path / "words", unknown_word_penalty=1e3
+    )
+    assert set(given.transcribe(waveform).text.split()) < set(words) - {words[0]}
+    given.search = dataclasses.replace(given.search, unknown_word_penalty=0.0)
+    assert given.transcribe(waveform).text == plain
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (folder / "lexicon.txt").write_text("\n".join(words), encoding="utf-8")
+    its = Transcriber.load(folder, search="joint", beam_size=6, unknown_word_penalty=1e3)
+    assert its.lexicon == set(words) and set(its.transcribe(waveform).text.split()) <= set(words)
+    assert Transcriber.load(folder, search="ctc").advisers() == NOBODY
+    assert Transcriber.load(folder, search="joint", lexicon=tmp_path / "words").lexicon == given.lexicon
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
@@ -156,6 +177,13 @@ def test_an_n_gram_model_has_a_say(tiny_checkpoint, waveform, joint, tmp_path):
         ({"hotwords": "no/where"}, FileNotFoundError, "hotwords file no/where is no file"),
         ({"hotwords": "żółw"}, ValueError, r"hotword 'żółw' has the character 'ż|hotword 'żółw' has"),
         ({"hotwords": "gospel", "search": "ctc"}, ValueError, r"search \('ctc'\) must be 'joint'"),
+        ({"lexicon": "nowhere"}, FileNotFoundError, "lexicon nowhere is no file; it has a word a line"),
+        (
+            {"lexicon": "any", "search": "ctc"},
+            ValueError,
+            r"search \('ctc'\) must be 'joint' where a lexicon has a say",
+        ),
+        ({"unknown_word_penalty": -1.0}, ValueError, r"unknown_word_penalty \(-1.0\) must be 0 or a positive"),
         ({"lm_weight": -1.0}, ValueError, r"lm_weight \(-1.0\) must be 0 or a positive number"),
         ({"hotword_boost": float("inf")}, ValueError, r"hotword_boost \(inf\) must be 0 or a positive"),
     ],

@@ -1,13 +1,14 @@
-"""Who has a say in joint search beside CTC and the decoder: a language model, and hotwords."""
+"""Who has a say in joint search beside CTC and the decoder: a language model, hotwords and a lexicon."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from samba_asr.config import SearchConfig
-from samba_asr.decoding.hotwords import Hotwords
+from samba_asr.decoding.hotwords import Hotwords, words_of
+from samba_asr.decoding.lexicon import Lexicon
 from samba_asr.decoding.ngram import NGram
 from samba_asr.decoding.scorers import PieceScorer
 from samba_asr.model.language_model import LanguageModel
@@ -54,11 +55,17 @@ def load_lm(
 
 
 def advisers_of(
-    search: SearchConfig, lm: LanguageModel | NGram | None, hotwords: Mapping[str, float], pieces: Sequence[str]
+    search: SearchConfig,
+    lm: LanguageModel | NGram | None,
+    hotwords: Mapping[str, float],
+    lexicon: Set[str] | None,
+    pieces: Sequence[str],
 ) -> Advisers:
-    """Return who has a say in a search, by its weights; NOBODY where there is neither language model nor hotword.
+    """Return who has a say in a search, by its weights; NOBODY where there is neither language model nor hotword, nor a
+    lexicon, which any search but joint search leaves aside.
 
-    hotwords: phrases and weights, as :func:`samba_asr.decoding.hotwords.read_hotwords` gives; pieces: the texts of
+    hotwords: phrases and weights, as :func:`samba_asr.decoding.hotwords.read_hotwords` gives; lexicon: words, as
+    :func:`samba_asr.decoding.lexicon.read_lexicon` gives, to which those of hotwords are added; pieces: the texts of
     CTC's. Raises ValueError for a hotword that the pieces cannot spell.
     """
     scorers: list[tuple[float, PieceScorer[Any]]] = []
@@ -66,6 +73,9 @@ def advisers_of(
         scorers.append((search.lm_weight, lm))
     if hotwords and search.hotword_boost:
         scorers.append((search.hotword_boost, Hotwords(hotwords, pieces)))
+    if lexicon and search.unknown_word_penalty and search.search == "joint":
+        known = lexicon | words_of(hotwords, pieces) if hotwords else lexicon
+        scorers.append((search.unknown_word_penalty, Lexicon(known, pieces)))
     model = lm if isinstance(lm, LanguageModel) and search.lm_weight else None
     bonus = search.lm_weight * search.lm_length_bonus if lm is not None else 0.0
     return Advisers(model, tuple(scorers), bonus) if model is not None or scorers else NOBODY

@@ -139,6 +139,11 @@ class Hotwords:
         return max([0.0, *(before + whole for before, whole in wholes if whole is not None)])
 
 
+def words_of(weights: Mapping[str, float], pieces: Sequence[str]) -> set[str]:
+    """Return the words of hotwords in lower case; arguments and errors as of :class:`Hotwords`."""
+    return {word.strip(_MARKS) for phrase in _spelt(weights, pieces) for word in phrase.lower().split()}
+
+
 def read_hotwords(source: str | Path) -> dict[str, float]:
     """Return hotwords with their weights, from a list such as "Nadezhda,Kubernetes:2" or from a file with one a line.
 

@@ -2,8 +2,8 @@
 
 - A :class:`TokenScorer` tells the next token of many texts at once, as networks do: the decoder and the language model
   (:mod:`samba_asr.decoding.networks`). Their tokens may be longer than CTC's pieces.
-- A :class:`PieceScorer` judges one piece after the other, and is cheap: n-grams (:mod:`samba_asr.decoding.ngram`) and
-  hotwords (:mod:`samba_asr.decoding.hotwords`).
+- A :class:`PieceScorer` judges one piece after the other, and is cheap: n-grams (:mod:`samba_asr.decoding.ngram`),
+  hotwords (:mod:`samba_asr.decoding.hotwords`) and a lexicon (:mod:`samba_asr.decoding.lexicon`).
 """
 
 from collections.abc import Sequence

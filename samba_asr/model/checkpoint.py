@@ -37,6 +37,7 @@ _ADDED: Mapping[int, Mapping[str, Mapping[str, Any]]] = {
     7: {"encoder.mixer": {"s4d_init": "legs"}, "decoder.mixer": {"s4d_init": "legs"}},
     8: {"": {"words": {"start_shift": 0.0, "end_shift": 0.0, "confidence_scale": 1.0, "confidence_bias": 0.0}}},
     9: {"search": {"lm_weight": 0.1, "lm_length_bonus": 2.5, "hotword_boost": 0.6}},
+    10: {"search": {"unknown_word_penalty": 2.0}},
 }
 """Fields that a version of config.json added to a part of the model, with what older checkpoints take for them."""
 

@@ -23,6 +23,8 @@ CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE, CARD_FILE = (
     "tokenizer.model",
     "README.md",
 )
+LEXICON_FILE = "lexicon.txt"
+"""A recogniser's folder may have one: the words that joint search prefers."""
 
 
 class CheckpointError(ValueError):

@@ -1,0 +1,118 @@
+#!/usr/bin/env python3
+"""Make a lexicon, the list of words that joint search prefers: lexicon.txt in a checkpoint's folder, or --lexicon.
+
+It holds the words of WordNet with their regular and irregular forms, and those that texts have at least twice or
+transcripts once. Texts that tell how a development or test set is spelt do not belong among them.
+
+  apt-get install wordnet-base bible-kjv
+  python recipes/librispeech/lexicon.py --wordnet /usr/share/wordnet --texts books/*.txt \\
+      --manifests prepared/librispeech-train-clean-5.jsonl --out pretrained/samba-base-en/lexicon.txt
+
+Exit code: 0, 2 for wrong arguments.
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from samba_asr.atomic import replacing
+from samba_asr.text.normalization import normalize_text
+from samba_asr.training.manifest import read_manifest
+
+_WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, letters and apostrophes alone."""
+    return _WORD.findall(normalize_text(text, "spoken"))
+
+
+def plural(word: str) -> str:
+    """Return a noun's regular plural, which is a verb's third person as well."""
+    if re.search(r"(s|x|z|ch|sh)$", word):
+        return word + "es"
+    return word[:-1] + "ies" if re.search(r"[^aeiou]y$", word) else word + "s"
+
+
+def past(word: str) -> str:
+    """Return a verb's regular past tense."""
+    if word.endswith("e"):
+        return word + "d"
+    return word[:-1] + "ied" if re.search(r"[^aeiou]y$", word) else _doubled(word) + "ed"
+
+
+def participle(word: str) -> str:
+    """Return a verb's present participle."""
+    return word[:-1] + "ing" if re.search(r"[^eoy]e$", word) else _doubled(word) + "ing"
+
+
+def adverb(word: str) -> str:
+    """Return the adverb of an adjective."""
+    if word.endswith("y"):
+        return word[:-1] + "ily"
+    return word[:-1] + "y" if re.search(r"[^aeiou]le$", word) else word + "ly"
+
+
+def quality(word: str) -> str:
+    """Return the noun of an adjective."""
+    return (word[:-1] + "i" if word.endswith("y") else word) + "ness"
+
+
+FORMS = {"noun": (plural,), "verb": (plural, past, participle), "adj": (adverb, quality), "adv": ()}
+"""What regular forms WordNet's parts of speech have."""
+
+
+def wordnet(folder: Path) -> Iterator[str]:
+    """Yield WordNet's words, with the irregular forms that it lists and the regular ones, from its ``index.*`` and
+    ``*.exc`` files. Raises FileNotFoundError where one is missing."""
+    for part, forms in FORMS.items():
+        for line in (folder / f"index.{part}").read_text(encoding="utf-8").splitlines():
+            if not line.startswith(" "):
+                lemma = line.split()[0]
+                yield from (word for word in lemma.split("_") if _WORD.fullmatch(word))
+                yield from (form(lemma) for form in forms if lemma.isalpha())
+        for line in (folder / f"{part}.exc").read_text(encoding="utf-8").splitlines():
+            yield from (word for word in line.split() if _WORD.fullmatch(word))
+
+
+def lexicon(known: Iterable[str], texts: Iterable[str], transcripts: Iterable[str], least: int) -> list[str]:
+    """Return, sorted, known words, those of transcripts, and of texts those that are there at least so often."""
+    counts = Counter(word for text in texts for word in words_of(text))
+    words = set(known) | {word for text in transcripts for word in words_of(text)}
+    return sorted(words | {word for word, count in counts.items() if count >= least})
+
+
+def _doubled(word: str) -> str:
+    """Return a verb with its last consonant doubled, where it has but one vowel before it."""
+    return word + word[-1] if re.fullmatch(r"[^aeiou]*[aeiou][^aeiouwxy]", word) else word
+
+
+def main() -> int:
+    """Write the file."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--wordnet", type=Path, required=True, metavar="DIR", help="folder with index.noun, noun.exc ..."
+    )
+    parser.add_argument("--texts", nargs="*", type=Path, default=[], metavar="FILE", help="texts, UTF-8")
+    parser.add_argument("--manifests", nargs="*", type=Path, default=[], metavar="JSONL", help="of training speech")
+    parser.add_argument("--least", type=int, default=2, metavar="N", help="how often texts must have a word (2)")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the list goes, a word a line")
+    arguments = parser.parse_args()
+    try:
+        texts = [line for path in arguments.texts for line in path.read_text(encoding="utf-8").splitlines()]
+        transcripts = [each.text for path in arguments.manifests for each in read_manifest(path)]
+        words = lexicon(wordnet(arguments.wordnet), texts, transcripts, arguments.least)
+    except (OSError, ValueError) as error:
+        print(f"lexicon.py: {error}", file=sys.stderr)
+        return 2
+    with replacing(arguments.out) as path:
+        path.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+    print(f"{arguments.out}: {len(words):,} words")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
