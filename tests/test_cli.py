@@ -142,6 +142,8 @@ def test_what_joint_search_is_told_is_passed_on(paths, capsys, monkeypatch):
         "lm-weight": 0.125,
         "hotwords": "Nadezhda:2",
         "hotword-boost": 1.5,
+        "lexicon": "some/words",
+        "unknown-word-penalty": 3.5,
         "batch-size": 3,
         "precision": "bfloat16",
     }

@@ -50,6 +50,8 @@ def language_model():
 class Bigrams:
     """A piece scorer whose score depends on the last two pieces, and on which is the last."""
 
+    favours = True
+
     def start(self):
         return BOS_ID
 
@@ -230,6 +232,36 @@ def test_what_is_hoped_for_is_read_before(model):
     exact = search_one(log_probs, model.decoder, state, margin=math.inf, **settings)
     assert found[0].tokens == exact[0].tokens == (4, 5)
     assert exact[0].log_prob - 0.01 <= found[0].log_prob <= exact[0].log_prob + 1e-9  # readings far behind are lost
+
+
+class Grudging(Bigrams):
+    """Takes 3 nats off for each 4, and adds nothing."""
+
+    favours = False
+
+    def score(self, state, piece):
+        return -3.0 * (piece == 4), piece
+
+    def end(self, state):
+        return 0.0
+
+    def hoped(self, state):
+        return []
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("favours", [False, True])
+def test_who_only_takes_away_is_heard(model, favours, monkeypatch):
+    """The texts are all those found without it, each with what it takes away."""
+    monkeypatch.setattr(Grudging, "favours", favours)
+    log_probs, state = random_case(model, 3, 3)
+    settings = {"margin": math.inf, "spelling": spelling_of_model(model)}
+    plain = search_one(log_probs, model.decoder, state, WIDE, 0.3, 1.0, **settings)
+    expected = {h.tokens: h.log_prob - 1.5 * 3.0 * h.tokens.count(4) for h in plain}
+    advisers = Advisers(None, [(1.5, Grudging())])
+    found = search_one(log_probs, model.decoder, state, WIDE, 0.3, 1.0, advisers=advisers, **settings)
+    check_exact(found, expected)
+    assert [h.tokens for h in found] != [h.tokens for h in plain]
 
 
 @torch.no_grad()

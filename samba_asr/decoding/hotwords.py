@@ -51,6 +51,7 @@ class Hotwords:
     and "york times". So a text's score depends on the text alone, not on how it was cut into pieces.
     """
 
+    favours = True
     ROOT = 0
 
     def __init__(self, weights: Mapping[str, float], pieces: Sequence[str]) -> None:

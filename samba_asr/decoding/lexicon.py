@@ -24,6 +24,8 @@ class Lexicon:
     What is remembered of a text are the letters of the word under way, None once there is no more to say of it.
     """
 
+    favours = False  # it only takes away
+
     def __init__(self, words: Iterable[str], pieces: Sequence[str]) -> None:
         """words: in lower case. pieces: the text of each of CTC's, beginning with a space where a word begins, "" for
         special ones."""

@@ -60,6 +60,8 @@ class NGram:
     10^100 where it has none.
     """
 
+    favours = True
+
     def __init__(
         self,
         model: Model,

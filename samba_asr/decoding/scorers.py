@@ -37,6 +37,9 @@ class TokenScorer(Protocol[Pool]):
 class PieceScorer(Protocol[Remembered]):
     """Judges texts a piece at a time. Scores are natural logarithms, before any weight."""
 
+    favours: bool
+    """Whether it may favour a piece over those that others find likeliest, so that the search has to look further."""
+
     def start(self) -> Remembered:
         """Return what is remembered of the empty text; states are immutable, for texts share them."""
 

@@ -27,7 +27,7 @@ HOPED_MARGIN = 9.0
 CONSIDERED = 3
 """Times beam_size: how many longer texts CTC is asked about, of those that the others find best."""
 PREFERRED = 8
-"""Times as many tokens are looked at where piece scorers may prefer one to those that the others find best."""
+"""Times as many tokens are looked at where piece scorers favour some over those that the others find best."""
 HEARD = 2
 """How many of the pieces that CTC hears next may lengthen a text though the others would go on otherwise."""
 
@@ -46,6 +46,7 @@ class Weights:
         self.spelling = config.spelling_weight
         self.piece = config.length_bonus + advisers.length_bonus
         self.scorers = advisers.piece_scorers
+        self.favours = any(scorer.favours for _, scorer in self.scorers)
 
     def score(self, said: float, ctc: float, given: float) -> float:
         """Return the score of a text: said by decoder and language model, by CTC, and given for its pieces. None has
@@ -205,7 +206,7 @@ class TokenBeam:
 
     def _lengthened(self, texts: Sequence[Text], answers: NDArray[np.float64] | None) -> list[Text]:
         """Return longer texts, CTC's judgement included: those likeliest for the others, and with what CTC hears where
-        it finds all of a text's doubtful, or piece scorers may prefer it."""
+        it finds all of a text's doubtful, or piece scorers may favour it."""
         rows = [(text, None if answers is None else answers[row]) for row, text in enumerate(texts)]
         likely = [self._with(text, token, answer) for text, answer in rows for token in self._likely(answer)]
         likely.sort(key=lambda each: -each.at_most)
@@ -222,7 +223,7 @@ class TokenBeam:
     def _doubtful(self, texts: Sequence[Text], likely: Sequence[Longer], longer: Sequence[Text]) -> set[Text]:
         """Return the texts of which CTC doubts all that was considered: to end them, or to lengthen them in one of the
         ways that it has judged."""
-        if self._weights.scorers or self._pool is None:
+        if self._weights.favours or self._pool is None:
             return set(texts)
         if not self._weights.ctc:
             return set()
@@ -236,7 +237,7 @@ class TokenBeam:
         if answer is None:
             return []
         count, spelt = self._weights.beam_size + 1, answer[self._spelling.said]
-        if self._weights.scorers:
+        if self._weights.favours:
             count *= PREFERRED
         likely = np.argpartition(-spelt, count)[:count] if count < len(spelt) else np.arange(len(spelt))
         least = max(answer.item(EOS_ID), spelt.max(initial=-math.inf)) - self._margin / self._weights.share
