@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from samba_asr.decoding.lexicon import read_lexicon
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "librispeech" / "lexicon.py"
 
 
@@ -56,7 +58,8 @@ def test_words_of_all_sources(folder, tmp_path):
     out = tmp_path / "lexicon.txt"
     done = run("--wordnet", folder, "--texts", tmp_path / "text", "--manifests", tmp_path / "train.jsonl", "--out", out)
     assert (done.returncode, done.stdout) == (0, f"{out}: 30 words\n"), done.stderr
-    words = out.read_text(encoding="utf-8").splitlines()
+    head, *words = out.read_text(encoding="utf-8").splitlines()
+    assert head == "# a licence" and read_lexicon(out) == set(words)
     assert words == sorted(set(words)) and {"marjoram", "don't", "ask", "geese", "stopped", "lion", "happily"} < set(
         words
     )

@@ -78,6 +78,12 @@ def wordnet(folder: Path) -> Iterator[str]:
             yield from (word for word in line.split() if _WORD.fullmatch(word))
 
 
+def licence(folder: Path) -> list[str]:
+    """Return WordNet's licence, which asks to be on every copy, as lines that a lexicon takes for comments."""
+    head = (line for line in (folder / "index.noun").read_text(encoding="utf-8").splitlines() if line.startswith("  "))
+    return [("# " + re.sub(r"^ *\d+ ?", "", line)).rstrip() for line in head]
+
+
 def lexicon(known: Iterable[str], texts: Iterable[str], transcripts: Iterable[str], least: int) -> list[str]:
     """Return, sorted, known words, those of transcripts, and of texts those that are there at least so often."""
     counts = Counter(word for text in texts for word in words_of(text))
@@ -104,12 +110,13 @@ def main() -> int:
     try:
         texts = [line for path in arguments.texts for line in path.read_text(encoding="utf-8").splitlines()]
         transcripts = [each.text for path in arguments.manifests for each in read_manifest(path)]
+        head = licence(arguments.wordnet)
         words = lexicon(wordnet(arguments.wordnet), texts, transcripts, arguments.least)
     except (OSError, ValueError) as error:
         print(f"lexicon.py: {error}", file=sys.stderr)
         return 2
     with replacing(arguments.out) as path:
-        path.write_text("".join(f"{word}\n" for word in words), encoding="utf-8")
+        path.write_text("".join(f"{line}\n" for line in [*head, *words]), encoding="utf-8")
     print(f"{arguments.out}: {len(words):,} words")
     return 0
 
