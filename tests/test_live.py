@@ -101,7 +101,7 @@ def test_finals_are_what_joint_search_finds_in_the_same_states(shipped, two, chu
     assert len(spans) == len(finals(results)) == 2
     for (start, end), result in zip(spans, finals(results), strict=True):
         part = (encoder_out[:, start:end], torch.tensor([end - start]), log_probs[:, start:end].numpy())
-        ((found,),) = search_stretches(shipped.model, *part, shipped.search)
+        ((found,),) = search_stretches(shipped.model, *part, shipped.search, shipped.advisers())
         assert result.text == " ".join(shipped.tokenizer.decode(found.tokens).split())
         assert start * 0.04 <= result.start and result.end <= end * 0.04 + 1e-9
         alone = shipped._of_segment(part[0][0], part[2][0]).words
