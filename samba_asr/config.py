@@ -257,7 +257,7 @@ class SearchConfig:
     hotword_boost: float = 0.6
     """joint: added to a text's score for each letter of a hotword, where there are any."""
     unknown_word_penalty: float = 2.0
-    """joint: taken off a text's score for each word that the lexicon lacks, where there is one."""
+    """joint: nats taken off a text's score for each word that the lexicon lacks, where there is one."""
 
     def __post_init__(self) -> None:
         _check_choice("search", self.search, Search)

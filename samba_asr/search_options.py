@@ -49,7 +49,7 @@ def add_search_options(parser: argparse._ActionsContainer) -> None:
         ("--length-bonus", "B", "rescoring, joint: added for each piece: more of it, and fewer words go missing"),
         ("--spelling-weight", "P", "joint: power of CTC's choice among pieces, above 0 to 1"),
         ("--hotword-boost", "B", "joint: what each letter of a hotword adds, times the hotword's weight"),
-        ("--unknown-word-penalty", "P", "joint: what each word costs that the lexicon lacks; 0: there is none"),
+        ("--unknown-word-penalty", "P", "joint: nats that each word costs which the lexicon lacks; 0: it has no say"),
         ("--lm-weight", "W", "joint: what the language model counts"),
         ("--lm-length-bonus", "B", "joint: added for each piece, times --lm-weight, where there is a language model"),
     ):

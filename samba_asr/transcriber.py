@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -86,7 +86,7 @@ class Transcriber:
         self.seconds_per_frame = model.config.features.hop_length / self.sample_rate
         self.lm: LanguageModel | NGram | None = None
         self.hotwords: Mapping[str, float] = {}
-        self.lexicon: Set[str] | None = None
+        self.lexicon: frozenset[str] | None = None
         self._advisers: tuple[Any, Advisers] = (None, NOBODY)
         texts = ["" if i in SPECIAL_IDS else text for i, text in enumerate(tokenizer.pieces())]
         self._pieces = texts[: model.config.ctc_vocab_size]
@@ -118,7 +118,7 @@ class Transcriber:
         search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, lm_length_bonus, hotword_boost,
         unknown_word_penalty: instead of the checkpoint's (see :class:`SearchConfig`). lm: a language model, see
         :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. lexicon: a file with a word a line,
-        instead of the ``lexicon.txt`` that a checkpoint may have. vad: True to transcribe
+        instead of the ``lexicon.txt`` that a checkpoint may have; joint search alone asks it. vad: True to transcribe
         only where somebody speaks, False to leave nothing out, where the encoder takes recordings of more than 30 s in
         one pass; without, they are cut. batch_size: spans at once. precision: bfloat16 for a quicker encoder where the
         processor multiplies in it (CPUs with AMX, GPUs since Ampere). Raises FileNotFoundError where there is no such
@@ -147,8 +147,6 @@ class Transcriber:
             transcriber.lm = load_lm(lm, tokenizer, transcriber._pieces, device)
         if hotwords is not None:
             transcriber.hotwords = _weights(hotwords)
-        if lexicon is not None and config.search != "joint":
-            raise ValueError(f"search ({config.search!r}) must be 'joint' where a lexicon has a say")
         if lexicon is not None or (folder / LEXICON_FILE).is_file():
             transcriber.lexicon = read_lexicon(folder / LEXICON_FILE if lexicon is None else lexicon)
         transcriber.check()

@@ -186,8 +186,8 @@ def make_writable(folder: Path) -> None:
         pass
 
 
-def search_setting(search: SearchConfig, options: argparse.Namespace) -> str:
-    """Return what a reader needs to know of a search."""
+def search_setting(search: SearchConfig, options: argparse.Namespace, lexicon: bool) -> str:
+    """Return what a reader needs to know of a search; lexicon: whether there is one."""
     if search.search in ("rescoring", "joint"):
         settings = f"{search.beam_size} texts, CTC weight {search.ctc_weight}, length bonus {search.length_bonus}"
         if search.search == "joint":
@@ -198,6 +198,7 @@ def search_setting(search: SearchConfig, options: argparse.Namespace) -> str:
                 else ""
             )
             settings += f", hotwords {options.hotwords}, boost {search.hotword_boost}" if options.hotwords else ""
+            settings += f", unknown words' penalty {search.unknown_word_penalty}" if lexicon else ""
         return f"{search.search}, {settings}"
     return search.search
 
@@ -208,7 +209,7 @@ def describe(options: argparse.Namespace, arguments: Sequence[str], transcriber:
     return {
         "Command": shlex.join(["python", sys.argv[0], *arguments]),
         "Model": f"{options.model or transcriber.name}, {parameters / 1e6:.1f} M parameters",
-        "Search": search_setting(transcriber.search, options),
+        "Search": search_setting(transcriber.search, options, transcriber.lexicon is not None),
         "Device": torch.cuda.get_device_name(options.device) if options.device.startswith("cuda") else options.device,
         **({"Precision": options.precision} if options.precision != "float32" else {}),
         "Batches": f"at most {options.batch_seconds} s of audio, padding included",

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Make a lexicon, the list of words that joint search prefers: lexicon.txt in a checkpoint's folder, or --lexicon.
 
-It holds the words of WordNet with their regular and irregular forms, and those that texts have at least twice or
-transcripts once. Texts that tell how a development or test set is spelt do not belong among them.
+It holds the words of WordNet with their irregular forms and the regular ones of all ("goed" too), and those that texts
+have at least twice or transcripts once. Texts that tell how a development or test set is spelt do not belong among
+them.
 
   apt-get install wordnet-base bible-kjv
   python recipes/librispeech/lexicon.py --wordnet /usr/share/wordnet --texts books/*.txt \\
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from samba_asr.atomic import replacing
+from samba_asr.evaluation.arguments import positive_int
 from samba_asr.text.normalization import normalize_text
 from samba_asr.training.manifest import read_manifest
 
@@ -104,7 +106,9 @@ def main() -> int:
     )
     parser.add_argument("--texts", nargs="*", type=Path, default=[], metavar="FILE", help="texts, UTF-8")
     parser.add_argument("--manifests", nargs="*", type=Path, default=[], metavar="JSONL", help="of training speech")
-    parser.add_argument("--least", type=int, default=2, metavar="N", help="how often texts must have a word (2)")
+    parser.add_argument(
+        "--least", type=positive_int, default=2, metavar="N", help="how often texts must have a word (2)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where the list goes, a word a line")
     arguments = parser.parse_args()
     try:
@@ -112,11 +116,11 @@ def main() -> int:
         transcripts = [each.text for path in arguments.manifests for each in read_manifest(path)]
         head = licence(arguments.wordnet)
         words = lexicon(wordnet(arguments.wordnet), texts, transcripts, arguments.least)
+        with replacing(arguments.out) as path:
+            path.write_text("".join(f"{line}\n" for line in [*head, *words]), encoding="utf-8")
     except (OSError, ValueError) as error:
         print(f"lexicon.py: {error}", file=sys.stderr)
         return 2
-    with replacing(arguments.out) as path:
-        path.write_text("".join(f"{line}\n" for line in [*head, *words]), encoding="utf-8")
     print(f"{arguments.out}: {len(words):,} words")
     return 0
 

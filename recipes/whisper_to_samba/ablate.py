@@ -1,4 +1,4 @@
-"""Run the ablations of README.md: many short runs of distil.py and train.py that differ in one thing each."""
+"""Run the ablations of FINDINGS.md: many short runs of distil.py and train.py that differ in one thing each."""
 
 import argparse
 import csv

@@ -1,6 +1,6 @@
 """Who has a say in joint search beside CTC and the decoder: a language model, hotwords and a lexicon."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ def advisers_of(
     search: SearchConfig,
     lm: LanguageModel | NGram | None,
     hotwords: Mapping[str, float],
-    lexicon: Set[str] | None,
+    lexicon: frozenset[str] | None,
     pieces: Sequence[str],
 ) -> Advisers:
     """Return who has a say in a search, by its weights; NOBODY where there is neither language model nor hotword, nor a
@@ -74,8 +74,8 @@ def advisers_of(
     if hotwords and search.hotword_boost:
         scorers.append((search.hotword_boost, Hotwords(hotwords, pieces)))
     if lexicon and search.unknown_word_penalty and search.search == "joint":
-        known = lexicon | words_of(hotwords, pieces) if hotwords else lexicon
-        scorers.append((search.unknown_word_penalty, Lexicon(known, pieces)))
+        named = frozenset(words_of(hotwords, pieces)) if hotwords and search.hotword_boost else frozenset()
+        scorers.append((search.unknown_word_penalty, Lexicon(lexicon, pieces, named)))
     model = lm if isinstance(lm, LanguageModel) and search.lm_weight else None
     bonus = search.lm_weight * search.lm_length_bonus if lm is not None else 0.0
     return Advisers(model, tuple(scorers), bonus) if model is not None or scorers else NOBODY

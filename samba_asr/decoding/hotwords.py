@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
+from samba_asr.decoding.lexicon import words_in
 from samba_asr.text.normalization import TextForm, normalize_text
 
 _MARKS = ".,?!"
@@ -142,7 +143,7 @@ class Hotwords:
 
 def words_of(weights: Mapping[str, float], pieces: Sequence[str]) -> set[str]:
     """Return the words of hotwords in lower case; arguments and errors as of :class:`Hotwords`."""
-    return {word.strip(_MARKS) for phrase in _spelt(weights, pieces) for word in phrase.lower().split()}
+    return {word for phrase in _spelt(weights, pieces) for word in words_in(phrase)}
 
 
 def read_hotwords(source: str | Path) -> dict[str, float]:

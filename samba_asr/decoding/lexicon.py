@@ -4,13 +4,18 @@ The decoder spells what it has no token for by ear ("plebean"). As the lexicons 
 (Collobert et al. 2016, arXiv 1609.03193), but for a penalty and not a bar: new names can still be written.
 """
 
+import re
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from samba_asr.text.normalization import normalize_text
+
 _ENDS = " .,?!-"
 """What is no part of a word."""
+_PLAIN = re.compile(r"[a-z]+(?:'[a-z]+)*")
+"""A word as it is in a lexicon."""
 _REMEMBERED = 1 << 16
 """How many pairs of state and piece are worked out once only."""
 
@@ -26,11 +31,11 @@ class Lexicon:
 
     favours = False  # it only takes away
 
-    def __init__(self, words: Iterable[str], pieces: Sequence[str]) -> None:
-        """words: in lower case. pieces: the text of each of CTC's, beginning with a space where a word begins, "" for
-        special ones."""
-        self._words = frozenset(words)
-        self._sorted = sorted(self._words)
+    def __init__(self, words: frozenset[str], pieces: Sequence[str], more: frozenset[str] = frozenset()) -> None:
+        """words: in lower case, sorted once for all lexicons of them. pieces: the text of each of CTC's, beginning with
+        a space where a word begins, "" for special ones. more: a few other words."""
+        self._words, self._more = words, more
+        self._sorted = _sorted(words)
         self._pieces = pieces
         self._after = lru_cache(maxsize=_REMEMBERED)(self._read)
 
@@ -64,28 +69,46 @@ class Lexicon:
         return added, state
 
     def _is_word(self, letters: str) -> bool:
-        return letters in self._words or (letters.endswith("'s") and letters[:-2] in self._words)
+        return self._has(letters) or (letters.endswith("'s") and self._has(letters[:-2]))
+
+    def _has(self, letters: str) -> bool:
+        return letters in self._words or letters in self._more
 
     def _begins_one(self, letters: str) -> bool:
         place = bisect_left(self._sorted, letters)
         if place < len(self._sorted) and self._sorted[place].startswith(letters):
             return True
-        return self._is_word(letters) or (letters.endswith("'") and letters[:-1] in self._words)
+        if any(word.startswith(letters) for word in self._more):
+            return True
+        return self._is_word(letters) or (letters.endswith("'") and self._has(letters[:-1]))
+
+
+def words_in(text: str) -> set[str]:
+    """Return a text's words as :class:`Lexicon` takes them."""
+    return set(re.split(f"[{re.escape(_ENDS)}]+", text.lower())) - {""}
+
+
+@lru_cache(maxsize=2)
+def _sorted(words: frozenset[str]) -> list[str]:
+    return sorted(words)
 
 
 def read_lexicon(path: str | Path) -> frozenset[str]:
-    """Return the words of a file, UTF-8 with one a line, in lower case; empty lines and those with ``#`` first do not
-    count. Raises FileNotFoundError; ValueError for a file that is not UTF-8, holds no word, or several in a line."""
+    """Return the words of a file, UTF-8, one or more a line and in any case, as models write them: "X-ray" is "x" and
+    "ray". Lines that begin with ``#`` do not count.
+
+    Raises FileNotFoundError; ValueError for a file that is not UTF-8 or holds no word.
+    """
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"lexicon {path} is no file; it has a word a line")
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise ValueError(f"lexicon {path} is not UTF-8 text: {error}") from error
-    words = frozenset(line.strip().lower() for line in lines if line.strip() and not line.startswith("#"))
+    plain = {line for line in lines if _PLAIN.fullmatch(line)}
+    others = (normalize_text(line, "spoken").split() for line in lines if line not in plain and line[:1] != "#")
+    words = frozenset(plain.union(*others))
     if not words:
         raise ValueError(f"lexicon {path} has no word; write one a line")
-    if several := next((word for word in words if len(word.split()) > 1), None):
-        raise ValueError(f"lexicon {path}: {several!r} is more than one word; write one a line")
     return words
