@@ -362,7 +362,7 @@ def test_version_5_had_none_of_this(tiny_checkpoint, tmp_path):
     folder = tmp_path / "model"
     save_checkpoint(folder, model, tokenizer, "")
     config = json.loads((folder / "config.json").read_text())
-    assert config["version"] == CONFIG_VERSION == 9
+    assert config["version"] == CONFIG_VERSION == 10
     of_version_5 = copy.deepcopy(config)
     del of_version_5["model"]["ctc"]
     for name in ("listening", "window_before", "window_after", "tied_embedding"):
