@@ -75,6 +75,14 @@ def test_the_mean_is_numpys_and_a_folder_named_twice_counts_twice(average, which
     assert isinstance(Transcriber.load(out).transcribe(clips[0][0]).text, str)
 
 
+@pytest.mark.parametrize("which", ["first", "second"])
+def test_the_lexicon_is_the_firsts(average, folders, tmp_path, which):
+    (tmp_path / which / "lexicon.txt").write_text("word\n", encoding="utf-8")
+    assert average.main([*map(str, folders), "--out", str(tmp_path / "mean")]) == 0
+    assert (tmp_path / "mean" / "lexicon.txt").exists() == (which == "first")
+    assert Transcriber.load(tmp_path / "mean").lexicon == ({"word"} if which == "first" else None)
+
+
 def test_half_of_the_size_and_the_same_numbers(average, folders, tmp_path):
     arguments = [str(folders[0]), str(folders[1])]
     assert average.main([*arguments, "--out", str(tmp_path / "whole")]) == 0

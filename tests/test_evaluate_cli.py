@@ -290,6 +290,18 @@ def test_hotwords_count_and_are_reported(evaluate, manifests, model_folder, tmp_
     assert texts[0] != texts[1]
 
 
+def test_a_lexicon_counts_and_is_reported(evaluate, manifests, model_folder, tmp_path):
+    options = ["--model", str(model_folder), "--manifests", manifests[0], "--limit", "2", "--search", "ctc", "joint"]
+    (tmp_path / "words").write_text("a\n", encoding="utf-8")
+    settings = ["--lexicon", str(tmp_path / "words"), "--unknown-word-penalty", "7.5", "--out", str(tmp_path / "out")]
+    assert evaluate.main([*options, *settings]) == 0
+    assert evaluate.main([*options, "--out", str(tmp_path / "none")]) == 0
+    reports = [(tmp_path / name / "joint" / "report.md").read_text(encoding="utf-8") for name in ("out", "none")]
+    assert [", unknown words' penalty 7.5\n" in report for report in reports] == [True, False]
+    texts = [(tmp_path / name / "joint" / "utterances.jsonl").read_text(encoding="utf-8") for name in ("out", "none")]
+    assert texts[0] != texts[1]
+
+
 def test_the_n_best_and_times_are_kept(evaluate, manifests, model_folder, tmp_path, capsys):
     options = ["--model", str(model_folder), "--manifests", manifests[0], "--limit", "3", "--search", "joint"]
     assert evaluate.main([*options, "--nbest", "4", "--word-timestamps", "--out", str(tmp_path)]) == 0
