@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -316,11 +315,13 @@ def test_lost_sound_is_told(install, waveform, capsys):
 
 def test_sound_that_waits_too_long_is_lost_and_told(install, waveform, monkeypatch):
     monkeypatch.setattr(microphone, "ROOM", 20)
-    install(FakeSoundDevice(waveform))
+    played = threading.Event()
+    install(FakeSoundDevice(waveform, ends=played.set))
     source, blocks = Microphone(), []
     for block in source:
         if not blocks:
-            time.sleep(0.3)  # what plays meanwhile is all there is
+            assert played.wait(60)  # however busy the machine is, what plays meanwhile is all there is
+            source.stop()
         blocks.append(block)
     assert source.lost and 20 <= len(blocks) < 60
     assert np.array_equal(np.concatenate(blocks), waveform[: 800 * len(blocks)])
