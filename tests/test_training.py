@@ -49,6 +49,7 @@ from samba_asr.training.minimum_wer import find_choices, minimum_wer_loss
 from samba_asr.training.module import DevScores, TrainingModule, parameter_groups
 from samba_asr.training.run import set_global_statistics, spread, train
 from samba_asr.training.schedule import learning_rate_share, run_progress
+from samba_asr.transcriber import Transcriber
 
 
 @pytest.fixture(scope="module")
@@ -877,7 +878,10 @@ def test_a_run_starts_from_a_checkpoints_weights(whole_run, corpus, tmp_path):
         train(other_features, tmp_path / "other features")
     calibrated = shutil.copytree(out / "checkpoint", tmp_path / "calibrated")
     save_config(calibrated, dataclasses.replace(load_checkpoint(calibrated)[0].config, words=WordConfig(-0.05)))
+    (calibrated / "lexicon.txt").write_text("cat\n", encoding="utf-8")
     train(dataclasses.replace(config, init_from=str(calibrated)), tmp_path / "from calibrated word times")
+    assert Transcriber.load(tmp_path / "from calibrated word times" / "checkpoint").lexicon == {"cat"}
+    assert Transcriber.load(tmp_path / "run" / "checkpoint").lexicon is None
     wider = dataclasses.replace(config, model=dataclasses.replace(small_model(), d_model=64))
     with pytest.raises(ValueError, match="another model than the configured one"):
         train(wider, tmp_path / "wider")

@@ -374,8 +374,10 @@ def test_training_and_distillation_go_on_from_it(data, tmp_path, clock):
     for key, value in load_checkpoint(trained)[0].state_dict().items():
         assert torch.equal(run.model.state_dict()[key], value), key
     assert run.followed == [0, 1]
+    (trained / "lexicon.txt").write_text("word\n", encoding="utf-8")
     run.train()
     assert load_checkpoint(tmp_path / "c" / "checkpoint")[0].config == model.config
+    assert (tmp_path / "c" / "checkpoint" / "lexicon.txt").read_text(encoding="utf-8") == "word\n"
 
 
 @pytest.mark.parametrize("share", ["copied_share", "embedding_share"])

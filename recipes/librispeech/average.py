@@ -10,7 +10,6 @@ Exit code: 0, 2 where folders do not fit or cannot be read.
 """
 
 import argparse
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +21,7 @@ try:
     from samba_asr.config import ModelConfig
     from samba_asr.model.asr import SambaASR
     from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
-    from samba_asr.model.checkpoint_files import LEXICON_FILE
+    from samba_asr.model.checkpoint_files import copy_lexicon
     from samba_asr.model.pretrained import resolve_model
     from samba_asr.text.tokenizer import Tokenizer
     from samba_asr.training.averaging import average_states
@@ -74,9 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         model, tokenizer = average([resolve_model(name) for name in options.models])
         card = f"# Mean of weights\n\nOf {', '.join(options.models)}, by `recipes/librispeech/average.py`.\n"
         save_checkpoint(options.out, model, tokenizer, card, torch.float16 if options.half else None)
-        lexicon = resolve_model(options.models[0]) / LEXICON_FILE
-        if lexicon.is_file():
-            shutil.copyfile(lexicon, options.out / LEXICON_FILE)
+        copy_lexicon(resolve_model(options.models[0]), options.out)
     except (OSError, ValueError) as error:
         print(f"average.py: error: {error}", file=sys.stderr)
         return USAGE

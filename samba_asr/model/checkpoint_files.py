@@ -2,6 +2,7 @@
 tokenizer.model and README.md, the model card, each written in one piece and checked when read."""
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,14 @@ def write_config(folder: Path, kind: Kind, config: Mapping[str, Any]) -> None:
     content = {"format": kind.format, "version": kind.version, "model": config}
     with replacing(folder / CONFIG_FILE) as path:
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_lexicon(source: str | Path, folder: str | Path) -> None:
+    """Give a checkpoint's folder the lexicon of the one that it came from, if that has one."""
+    lexicon = Path(source) / LEXICON_FILE
+    if lexicon.is_file():
+        with replacing(Path(folder) / LEXICON_FILE) as path:
+            shutil.copyfile(lexicon, path)
 
 
 def as_stored(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -300,7 +300,8 @@ class TrainingConfig:
     """Threads of the computation on a CPU; 0 leaves torch's own number."""
     init_from: str | None = None
     """Checkpoint folder whose weights the run starts from (same shapes, same tokenizer); with encoder.weights, whose
-    encoder takes the place of its own but for the new blocks, the mixers there may differ."""
+    encoder takes the place of its own but for the new blocks, the mixers there may differ. Its lexicon, too, if it has
+    one when the run ends."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "validate_every", "checkpoint_every", "average_last"):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from samba_asr.model.asr import SambaASR
 from samba_asr.model.checkpoint import save_checkpoint
+from samba_asr.model.checkpoint_files import copy_lexicon
 from samba_asr.text.normalization import normalize_for_training
 from samba_asr.text.tokenizer import Tokenizer
 from samba_asr.training.averaging import average_states
@@ -125,6 +126,8 @@ def train(config: TrainingConfig, out: str | Path, resume: bool = False, command
         environment=environment,
     )
     save_checkpoint(out / "checkpoint", model.cpu().eval(), tokenizer, model_card(summary))
+    if config.init_from is not None:
+        copy_lexicon(config.init_from, out / "checkpoint")
     plot_curves(out / "metrics.csv", out / "curves.png")
     return scores
 

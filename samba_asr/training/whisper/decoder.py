@@ -26,6 +26,7 @@ from tqdm import tqdm
 from samba_asr.atomic import replacing
 from samba_asr.model.asr import IGNORED, PLACE_JITTER, SambaASR, decoder_pairs
 from samba_asr.model.checkpoint import load_checkpoint, save_checkpoint
+from samba_asr.model.checkpoint_files import copy_lexicon
 from samba_asr.model.decoder import DecoderBlock
 from samba_asr.model.listening import Window
 from samba_asr.model.pretrained import resolve_model
@@ -252,6 +253,7 @@ class DecoderDistillation:
         with replacing(self.out / STATE_FILE) as partial:
             torch.save({**state, **own}, partial)
         save_checkpoint(self.out / CHECKPOINT_FOLDER, self.model, self.tokenizer, self._card(found))
+        copy_lexicon(resolve_model(self.config.model), self.out / CHECKPOINT_FOLDER)
 
     def train(self) -> None:
         """Train the decoder for the run's time; validate and save now and then, and at the end."""
