@@ -24,7 +24,7 @@ def recipe():
 @pytest.fixture
 def folder(tmp_path):
     for part, lemmas, exceptions in (
-        ("noun", "  1 a licence\nlily n 1 @\nsea_lion n 1\n1530s n 1\n", "geese goose\n"),
+        ("noun", "  1 a licence\nlily n 1 @\nsea_lion n 1\n1530s n 1\nhodge-podge n 1\n", "geese goose\n"),
         ("verb", "stop v 1\nvisit v 1\n", "went go\n"),
         ("adj", "happy a 1\nsimple a 1\nset_on_edge a 1\n", ""),
         ("adv", "well r 1\n", "best well\n"),
@@ -45,6 +45,10 @@ def test_regular_forms(recipe):
         (recipe.participle, "stop stopping, bake baking, see seeing, dye dyeing, cry crying, go going"),
         (recipe.adverb, "happy happily, simple simply, pale palely, sole solely, quick quickly"),
         (recipe.quality, "happy happiness, dull dullness"),
+        (recipe.plural_of_o, "potato potatoes, cat cats, radio radios"),
+        (recipe.comparative, "big bigger, pale paler, happy happier, simple simpler, narrow narrower, eager eagerer"),
+        (recipe.comparative, "polite polite, beautiful beautiful, honest honest, grey greyer, quiet quieter"),
+        (recipe.superlative, "loud loudest, blue bluest, wry wriest, idle idlest, ancient ancient"),
     ):
         for pair in expected.split(", "):
             word, other = pair.split()
@@ -57,13 +61,13 @@ def test_words_of_all_sources(folder, tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(spoken) + "\n", encoding="utf-8")
     out = tmp_path / "lexicon.txt"
     done = run("--wordnet", folder, "--texts", tmp_path / "text", "--manifests", tmp_path / "train.jsonl", "--out", out)
-    assert (done.returncode, done.stdout) == (0, f"{out}: 30 words\n"), done.stderr
+    assert (done.returncode, done.stdout) == (0, f"{out}: 102 words\n"), done.stderr
     head, *words = out.read_text(encoding="utf-8").splitlines()
     assert head == "# a licence" and read_lexicon(out) == set(words)
-    assert words == sorted(set(words)) and {"marjoram", "don't", "ask", "geese", "stopped", "lion", "happily"} < set(
-        words
-    )
-    assert not {"thyme", "it's", "1530s", "n", "licence"} & set(words)
+    assert words == sorted(set(words))
+    assert {"marjoram", "don't", "ask", "geese", "stopped", "lion", "happily", "happiest", "podge"} < set(words)
+    assert {"needn't", "could've", "they'll", "o'clock"} < set(words)
+    assert not {"thyme", "it's", "1530s", "n", "licence", "hodge-podge"} & set(words)
 
 
 def test_what_is_missing(folder, tmp_path):

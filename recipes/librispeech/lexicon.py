@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Make a lexicon, the list of words that joint search prefers: lexicon.txt in a checkpoint's folder, or --lexicon.
 
-It holds the words of WordNet with their irregular forms and the regular ones of all ("goed" too), and those that texts
-have at least twice or transcripts once. Texts that tell how a development or test set is spelt do not belong among
-them.
+It holds the words of WordNet with their irregular forms and the regular ones of all ("goed" too), contractions
+("needn't"), and what texts have at least twice or transcripts once. Texts that tell how a development or test set is
+spelt do not belong among them.
 
   apt-get install wordnet-base bible-kjv
   python recipes/librispeech/lexicon.py --wordnet /usr/share/wordnet --texts books/*.txt \\
@@ -26,6 +26,24 @@ from samba_asr.training.manifest import read_manifest
 
 _WORD = re.compile(r"[a-z]+(?:'[a-z]+)*")
 
+CONTRACTIONS = frozenset(
+    word + end
+    for end, words in {
+        "n't": "ai are ca could dare did do does had has have is may might must need ought sha should was were wo "
+        "would",
+        "'ve": "could i might must should they we who would you",
+        "'d": "he how i it she that there they we what who you",
+        "'ll": "he i it she that there they this we what who you",
+        "'re": "there they we what who you",
+        "'m": "i",
+        "'clock": "o",
+        "'am": "ma",
+        "'all": "y",
+    }.items()
+    for word in words.split()
+)
+"""No dictionary has them, and a language has no others; those with ``'s`` the search knows by itself."""
+
 
 def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, letters and apostrophes alone."""
@@ -37,6 +55,11 @@ def plural(word: str) -> str:
     if re.search(r"(s|x|z|ch|sh)$", word):
         return word + "es"
     return word[:-1] + "ies" if re.search(r"[^aeiou]y$", word) else word + "s"
+
+
+def plural_of_o(word: str) -> str:
+    """Return the other one, where a word may have it: "potatoes"."""
+    return word + "es" if re.search(r"[^aeiou]o$", word) else plural(word)
 
 
 def past(word: str) -> str:
@@ -51,6 +74,16 @@ def participle(word: str) -> str:
     return word[:-1] + "ing" if re.search(r"[^eoy]e$", word) else _doubled(word) + "ing"
 
 
+def comparative(word: str) -> str:
+    """Return a short adjective's comparative; longer ones have none, and stay."""
+    return _graded(word) + "er" if _is_short(word) else word
+
+
+def superlative(word: str) -> str:
+    """Return a short adjective's superlative; longer ones have none, and stay."""
+    return _graded(word) + "est" if _is_short(word) else word
+
+
 def adverb(word: str) -> str:
     """Return the adverb of an adjective."""
     if word.endswith("y"):
@@ -63,7 +96,12 @@ def quality(word: str) -> str:
     return (word[:-1] + "i" if word.endswith("y") else word) + "ness"
 
 
-FORMS = {"noun": (plural,), "verb": (plural, past, participle), "adj": (adverb, quality), "adv": ()}
+FORMS = {
+    "noun": (plural, plural_of_o),
+    "verb": (plural, plural_of_o, past, participle),
+    "adj": (comparative, superlative, adverb, quality),
+    "adv": (),
+}
 """What regular forms WordNet's parts of speech have."""
 
 
@@ -74,10 +112,10 @@ def wordnet(folder: Path) -> Iterator[str]:
         for line in (folder / f"index.{part}").read_text(encoding="utf-8").splitlines():
             if not line.startswith(" "):
                 lemma = line.split()[0]
-                yield from (word for word in lemma.split("_") if _WORD.fullmatch(word))
+                yield from _words_in(lemma)
                 yield from (form(lemma) for form in forms if lemma.isalpha())
         for line in (folder / f"{part}.exc").read_text(encoding="utf-8").splitlines():
-            yield from (word for word in line.split() if _WORD.fullmatch(word))
+            yield from _words_in(line)
 
 
 def licence(folder: Path) -> list[str]:
@@ -87,14 +125,31 @@ def licence(folder: Path) -> list[str]:
 
 
 def lexicon(known: Iterable[str], texts: Iterable[str], transcripts: Iterable[str], least: int) -> list[str]:
-    """Return, sorted, known words, those of transcripts, and of texts those that are there at least so often."""
+    """Return, sorted, known words, contractions, what transcripts have, and texts at least so often."""
     counts = Counter(word for text in texts for word in words_of(text))
-    words = set(known) | {word for text in transcripts for word in words_of(text)}
+    words = set(known) | CONTRACTIONS | {word for text in transcripts for word in words_of(text)}
     return sorted(words | {word for word, count in counts.items() if count >= least})
 
 
+def _words_in(entry: str) -> Iterator[str]:
+    return (word for word in re.split("[-_ ]", entry.strip()) if _WORD.fullmatch(word))
+
+
+def _is_short(adjective: str) -> bool:
+    """Whether an adjective has a syllable, or two of which the last is such as in "happy", "simple" or "narrow"."""
+    syllables = len(re.findall(r"[aeiouy]+", re.sub(r"(?<=[^aeiouyl])e$", "", adjective)))
+    return syllables == 1 or (syllables == 2 and re.search(r"(y|le|er|ow)$", adjective) is not None)
+
+
+def _graded(adjective: str) -> str:
+    """Return an adjective as it is before -er and -est."""
+    if adjective.endswith("e"):
+        return adjective[:-1]
+    return adjective[:-1] + "i" if re.search(r"[^aeiou]y$", adjective) else _doubled(adjective)
+
+
 def _doubled(word: str) -> str:
-    """Return a verb with its last consonant doubled, where it has but one vowel before it."""
+    """Return a word with its last consonant doubled, where it has but one vowel before it."""
     return word + word[-1] if re.fullmatch(r"[^aeiou]*[aeiou][^aeiouwxy]", word) else word
 
 
