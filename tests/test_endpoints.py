@@ -94,3 +94,16 @@ def test_no_states_and_silence_are_nothing():
     endpointer = Endpointer(PAUSE, LEAD, LONGEST)
     assert endpointer.advance(posteriors([]), []) == endpointer.finish() == []
     assert segments_of("." * 500, [16]) == []
+
+
+@pytest.mark.parametrize("sizes", [[1], [16], [3, 50, 1, 7]])
+@pytest.mark.parametrize("pause", [20, 30, 49, 75, 200])
+@pytest.mark.parametrize("spoken", [1, 15, 60])
+def test_pauses_longer_than_segments_may_be(spoken, pause, sizes):
+    states = "." * 10 + "v" * spoken + "." * 300 + "v" * 9
+    found = segments_of(states, sizes, pause, LONGEST)
+    bounds = [bound for segment in found for bound in segment]
+    assert bounds == sorted(bounds) and all(begin < end for begin, end in found)
+    assert {state for begin, end in found for state in range(begin, end)} >= {
+        place for place, state in enumerate(states) if state == "v"
+    }

@@ -58,7 +58,8 @@ class Endpointer:
         if spoken or heard:
             self._active = now
         if self.pause is not None and now - self._active >= self.pause:
-            return [self._end(self._active + 1 + self.pause // 2)]
+            # nobody may have spoken since a cut at longest
+            return [self._end(max(self._active + 1 + self.pause // 2, self.begin + 1))]
         if self._next - self.begin <= self.longest:
             return []
         open_ones = log_probs[self.begin - first : self._next - first]
