@@ -107,3 +107,14 @@ def test_softened_keeps_whether_a_piece_is_said():
     expected = np.concatenate([blank, (1 - blank) * (np.exp(log_probs[:, 1:]) / (1 - blank)) ** 0.4], 1)
     assert np.exp(softened(log_probs, 0.4)) == pytest.approx(expected, rel=1e-9)
     assert softened(log_probs, 1.0) is log_probs
+
+
+@pytest.mark.parametrize("gap", [5.0, 16.0, 17.0, 40.0])
+def test_softened_where_blank_rounds_to_one(gap):
+    """In float32 as in float64: what is said at all stays as unlikely as it is."""
+    logits = np.array([[0.0, -gap, -gap - 1, -gap - 3]])
+    exact = logits - log_sum(logits)[:, None]
+    rounded = exact.astype(np.float32)
+    expected = softened(exact, 0.5)
+    assert expected[:, 1] == pytest.approx(-gap, abs=0.5)
+    assert softened(rounded, 0.5) == pytest.approx(expected, abs=1e-5)

@@ -84,7 +84,7 @@ def softened(log_probs: NDArray[np.floating], spelling_weight: float) -> NDArray
     if spelling_weight == 1:
         return log_probs
     blank = log_probs[:, :1].astype(np.float64)
-    spoken = np.log(np.maximum(-np.expm1(blank), np.finfo(np.float64).tiny))
+    spoken = log_sum(log_probs[:, 1:].astype(np.float64))[:, None]  # one minus blank is nothing where that rounds to 1
     return np.concatenate([blank, spoken + spelling_weight * (log_probs[:, 1:] - spoken)], 1)
 
 
