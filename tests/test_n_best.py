@@ -29,3 +29,15 @@ def test_an_hour_takes_no_time():
     begin = time.process_time()
     assert len(join_n_best(stretches, 30)) == 30
     assert time.process_time() - begin < 5
+
+
+def test_time_grows_with_the_number_of_stretches():
+    """Texts are joined once, not anew with each stretch."""
+
+    def seconds(count):
+        stretches = [[("a" * 400, -float(i)) for i in range(8)]] * count
+        begin = time.process_time()
+        join_n_best(stretches, 8)
+        return time.process_time() - begin
+
+    assert seconds(6400) < 16 * max(seconds(800), 0.01)
