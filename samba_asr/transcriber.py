@@ -87,6 +87,7 @@ class Transcriber:
         self.lm: LanguageModel | NGram | None = None
         self.hotwords: Mapping[str, float] = {}
         self.lexicon: frozenset[str] | None = None
+        self._asked_for_lexicon = False
         self._advisers: tuple[Any, Advisers] = (None, NOBODY)
         texts = ["" if i in SPECIAL_IDS else text for i, text in enumerate(tokenizer.pieces())]
         self._pieces = texts[: model.config.ctc_vocab_size]
@@ -118,7 +119,7 @@ class Transcriber:
         search, beam_size, ctc_weight, length_bonus, spelling_weight, lm_weight, lm_length_bonus, hotword_boost,
         unknown_word_penalty: instead of the checkpoint's (see :class:`SearchConfig`). lm: a language model, see
         :func:`samba_asr.decoding.advisers.load_lm`. hotwords: see :data:`Hotwords`. lexicon: a file with a word a line,
-        instead of the ``lexicon.txt`` that a checkpoint may have; joint search alone asks it. vad: True to transcribe
+        instead of the ``lexicon.txt`` that a checkpoint may have, which only joint search asks. vad: True to transcribe
         only where somebody speaks, False to leave nothing out, where the encoder takes recordings of more than 30 s in
         one pass; without, they are cut. batch_size: spans at once. precision: bfloat16 for a quicker encoder where the
         processor multiplies in it (CPUs with AMX, GPUs since Ampere). Raises FileNotFoundError where there is no such
@@ -149,13 +150,16 @@ class Transcriber:
             transcriber.hotwords = _weights(hotwords)
         if lexicon is not None or (folder / LEXICON_FILE).is_file():
             transcriber.lexicon = read_lexicon(folder / LEXICON_FILE if lexicon is None else lexicon)
+        transcriber._asked_for_lexicon = lexicon is not None
         transcriber.check()
         return transcriber
 
     def check(self, n_best: int = 1) -> None:
-        """Raise ValueError where the search cannot do what is asked: it has no say for a language model or hotwords,
-        or fewer texts than n_best."""
+        """Raise ValueError where the search cannot do what is asked: it has no say for a language model, hotwords or
+        another lexicon than the checkpoint's, or fewer texts than n_best."""
         check_advisers(self.search, self.advisers())
+        if self._asked_for_lexicon and self.search.search != "joint":
+            raise ValueError(f"search ({self.search.search!r}) must be 'joint' where a lexicon has a say")
         if n_best < 1:
             raise ValueError(f"n_best ({n_best}) must be positive")
         if n_best > 1 and self.search.search != "joint":

@@ -268,6 +268,7 @@ def test_8_khz_stereo(transcriber, waveforms, tmp_path):
         (np.zeros(100, np.int16), "int16.*32768"),
         (np.array([0.0, np.nan]), "NaN"),
         (np.array([1e300]), "NaN or infinite"),
+        (np.array([0.0, -1e19]), r"samples up to 1e\+19; it must be floats in \[-1, 1\]"),
         ([0.0, 0.1], "list"),
     ],
 )

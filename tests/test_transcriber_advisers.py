@@ -128,6 +128,15 @@ def test_boosts_and_weights_of_nothing(joint, tiny_checkpoint, lm_folder):
     assert loaded.advisers() == joint.advisers() == NOBODY
 
 
+def test_a_lexicon_that_no_search_asks_is_refused(tiny_checkpoint, tmp_path):
+    """The checkpoint's own is only left aside."""
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (folder / "lexicon.txt").write_text("word\n", encoding="utf-8")
+    assert Transcriber.load(folder, search="ctc").advisers() == NOBODY
+    with pytest.raises(ValueError, match=r"search \('ctc'\) must be 'joint' where a lexicon has a say"):
+        Transcriber.load(folder, search="ctc", lexicon=folder / "lexicon.txt")
+
+
 def test_a_language_model_has_a_say(joint, tiny_checkpoint, waveform, lm_folder):
     texts = [
         Transcriber.load(tiny_checkpoint, search="joint", beam_size=6, lm=lm_folder, lm_weight=weight)

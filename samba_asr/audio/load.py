@@ -154,14 +154,17 @@ def open_audio(path: str | Path, sample_rate: int = 16_000) -> StoredAudio:
 
 def checked_waveform(waveform: np.ndarray) -> NDArray[np.float32]:
     """Return a mono waveform, (samples,) floats, as float32; ValueError for another shape or type, or samples that are
-    not finite."""
+    no sound: not finite, or beyond what any format holds."""
     if waveform.ndim != 1:
         raise ValueError(f"a waveform of shape {waveform.shape} must have one dimension: (samples,), mono")
     if not np.issubdtype(waveform.dtype, np.floating):
         raise ValueError(f"a waveform of type {waveform.dtype} must be floats in [-1, 1]; divide int16 by 32768")
     samples = np.ascontiguousarray(waveform, dtype=np.float32)
-    if samples.size and not np.isfinite([samples.min(), samples.max()]).all():  # a mask of an hour is 60 MB
+    low, high = (samples.min(), samples.max()) if samples.size else (0.0, 0.0)  # a mask of an hour is 60 MB
+    if not np.isfinite([low, high]).all():
         raise ValueError("a waveform holds NaN or infinite samples; numpy.nan_to_num(waveform) makes them finite")
+    if max(-low, high) > LOUDEST:
+        raise ValueError(f"a waveform holds samples up to {max(-low, high):g}; it must be floats in [-1, 1]")
     return samples
 
 
