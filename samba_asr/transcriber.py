@@ -87,7 +87,6 @@ class Transcriber:
         self.lm: LanguageModel | NGram | None = None
         self.hotwords: Mapping[str, float] = {}
         self.lexicon: frozenset[str] | None = None
-        self._asked_for_lexicon = False
         self._advisers: tuple[Any, Advisers] = (None, NOBODY)
         texts = ["" if i in SPECIAL_IDS else text for i, text in enumerate(tokenizer.pieces())]
         self._pieces = texts[: model.config.ctc_vocab_size]
@@ -141,6 +140,8 @@ class Transcriber:
         }
         changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(recogniser.config.search, **changes)
+        if lexicon is not None and config.search != "joint":
+            raise ValueError(f"search ({config.search!r}) must be 'joint' where a lexicon is given")
         name = folder.resolve().name
         settings: dict[str, Any] = {"vad": vad, "batch_size": batch_size, "precision": precision}
         transcriber = cls(recogniser, tokenizer, config, name=name, **settings)
@@ -150,16 +151,13 @@ class Transcriber:
             transcriber.hotwords = _weights(hotwords)
         if lexicon is not None or (folder / LEXICON_FILE).is_file():
             transcriber.lexicon = read_lexicon(folder / LEXICON_FILE if lexicon is None else lexicon)
-        transcriber._asked_for_lexicon = lexicon is not None
         transcriber.check()
         return transcriber
 
     def check(self, n_best: int = 1) -> None:
-        """Raise ValueError where the search cannot do what is asked: it has no say for a language model, hotwords or
-        another lexicon than the checkpoint's, or fewer texts than n_best."""
+        """Raise ValueError where the search cannot do what is asked: it has no say for a language model or hotwords,
+        or fewer texts than n_best."""
         check_advisers(self.search, self.advisers())
-        if self._asked_for_lexicon and self.search.search != "joint":
-            raise ValueError(f"search ({self.search.search!r}) must be 'joint' where a lexicon has a say")
         if n_best < 1:
             raise ValueError(f"n_best ({n_best}) must be positive")
         if n_best > 1 and self.search.search != "joint":

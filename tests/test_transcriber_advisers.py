@@ -133,7 +133,7 @@ def test_a_lexicon_that_no_search_asks_is_refused(tiny_checkpoint, tmp_path):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "model")
     (folder / "lexicon.txt").write_text("word\n", encoding="utf-8")
     assert Transcriber.load(folder, search="ctc").advisers() == NOBODY
-    with pytest.raises(ValueError, match=r"search \('ctc'\) must be 'joint' where a lexicon has a say"):
+    with pytest.raises(ValueError, match=r"search \('ctc'\) must be 'joint' where a lexicon is given"):
         Transcriber.load(folder, search="ctc", lexicon=folder / "lexicon.txt")
 
 
