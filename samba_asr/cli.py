@@ -56,7 +56,8 @@ recordings:
 {suffixes}
   and are not hidden. A pattern in quotes (*, ?, [...], ** for any folders) stands for what
   it matches. - is standard input; outputs call it stdin. A damaged recording gives what can
-  be decoded of it and a warning; one without any sound an empty text and a warning.
+  be decoded of it, and a warning where decoding tells that something is missing; one without
+  any sound an empty text and a warning.
 
 formats:
   txt   the words

@@ -1,5 +1,6 @@
 """Files that transcripts are written to: one for each recording and format, and none for two."""
 
+import os
 import tempfile
 import unicodedata
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ def output_paths(recordings: Sequence[Recording], folder: Path, formats: Sequenc
     No two outputs share a name, on a file system that ignores case neither, and none is one of the inputs. Formats are
     the names' endings.
     """
-    inputs = {Path(recording.path).resolve() for recording in recordings}
+    inputs = {os.path.realpath(recording.path) for recording in recordings}  # resolve() fails for a link to itself
     stems = {_same_name(Path(recording.name).stem) for recording in recordings}
     taken: set[str] = set()
     outputs = []
@@ -40,7 +41,7 @@ def output_paths(recordings: Sequence[Recording], folder: Path, formats: Sequenc
         while (
             _same_name(name) in taken
             or (number > 1 and _same_name(name) in stems)
-            or any(path.resolve() in inputs for path in paths)
+            or any(os.path.realpath(path) in inputs for path in paths)
         ):
             number += 1
             name = f"{stem}-{number}"

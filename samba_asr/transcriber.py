@@ -431,7 +431,10 @@ def _checked(waveform: np.ndarray | StoredAudio) -> Waveform:
     if isinstance(waveform, StoredAudio):
         return waveform  # checked as it was read
     if not isinstance(waveform, np.ndarray):
-        raise ValueError(f"audio ({type(waveform).__name__}) must be a path or a numpy array of floats")
+        raise ValueError(
+            f"audio ({type(waveform).__name__}) must be a numpy array of floats; transcribe and transcribe_many take "
+            "paths, too"
+        )
     return checked_waveform(waveform)
 
 

@@ -88,6 +88,7 @@ def test_words_of_a_file(tmp_path):
     [
         (b"\xff\xfe", "is not UTF-8 text"),
         (b"# nothing\n\n", "has no word; write one a line"),
+        (b"# numbers\n123\n---\n", "has no word; write one a line"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, content, message):

@@ -41,3 +41,11 @@ def test_all_formats_of_a_recording_share_a_name(tmp_path, monkeypatch):
     assert not outputs[0].exist
     Path("out/x.json").touch()
     assert outputs[0].exist
+
+
+def test_a_link_to_itself_is_a_name_as_any_other(tmp_path, monkeypatch):
+    """It cannot be read, but the others shall be."""
+    monkeypatch.chdir(tmp_path)
+    Path("loop.wav").symlink_to("loop.wav")
+    outputs = output_paths([Recording(name, name) for name in ("loop.wav", "x.wav")], Path(), ["txt"])
+    assert [str(path) for output in outputs for path in output.paths] == ["loop.txt", "x.txt"]

@@ -108,7 +108,7 @@ def read_lexicon(path: str | Path) -> frozenset[str]:
         raise ValueError(f"lexicon {path} is not UTF-8 text: {error}") from error
     plain = {line for line in lines if _PLAIN.fullmatch(line)}
     others = (normalize_text(line, "spoken").split() for line in lines if line not in plain and line[:1] != "#")
-    words = frozenset(plain.union(*others))
+    words = frozenset(word for word in plain.union(*others) if any(letter.isalpha() for letter in word))
     if not words:
         raise ValueError(f"lexicon {path} has no word; write one a line")
     return words
