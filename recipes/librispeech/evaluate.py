@@ -235,12 +235,11 @@ def run(arguments: Sequence[str]) -> int:
         sets = read_sets(options.manifests, options.limit)
         if options.out:
             make_writable(options.out)  # a wrong folder shows before the work
-        # of several searches one that a lexicon is for, if there is one
-        first = "joint" if options.search and "joint" in options.search else next(iter(options.search or ()), None)
+        asked = options.search or [None]
         transcriber = Transcriber.load(
             options.model,
             options.device,
-            first,
+            "joint" if "joint" in asked else asked[0],  # of several, the one that a lexicon is for
             **search_settings(options),
             precision=options.precision,
         )

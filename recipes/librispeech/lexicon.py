@@ -42,7 +42,7 @@ CONTRACTIONS = frozenset(
     }.items()
     for word in words.split()
 )
-"""No dictionary has them, and a language has no others; those with ``'s`` the search knows by itself."""
+"""WordNet lacks them, and texts may; those with ``'s`` the search knows by itself."""
 
 
 def words_of(text: str) -> list[str]:
